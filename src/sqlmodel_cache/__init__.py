@@ -1,0 +1,28 @@
+"""A second-level cache for SQLModel: `session.get()` answered from a shared cache that stays right."""
+
+from __future__ import annotations
+
+from .config import CacheConfig, Settings
+from .configure import SQLModelCache
+from .errors import CacheError, CodecError, ConfigurationError, InvalidationError, TransportError
+from .metrics import Stats
+from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
+
+__all__ = [
+    "AsyncTransport",
+    "CacheConfig",
+    "CacheError",
+    "CodecError",
+    "ConfigurationError",
+    "InvalidationError",
+    "MemoryTransport",
+    "RedisAsyncTransport",
+    "RedisSyncTransport",
+    "SQLModelCache",
+    "Settings",
+    "Stats",
+    "SyncTransport",
+    "TransportError",
+]
+
+__version__ = "0.1.0"

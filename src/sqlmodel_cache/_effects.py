@@ -1,0 +1,128 @@
+"""The alphabet of the protocol: one frozen dataclass per round trip, and the replies.
+
+`Lookup`, `Lease`, `Fill`, `Begin` and `End` go to the cache, through a transport. `Load` and `Commit` go to the
+database, through the session that runs the plan. Times are in milliseconds; ids are 16 random bytes that are used
+for one effect only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
+
+from ._plan import Effect
+
+Row = TypeVar("Row")
+
+
+class Entry(NamedTuple):
+    """The two keys of a cached row, which share one hash slot."""
+
+    row: str
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """The payload of a valid value."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Permission to fill: the row's version and its table's version at the time of the lease."""
+
+    version: bytes
+    table_version: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """A commit that touches the row is in flight: read the database and do not fill."""
+
+
+LeaseReply: TypeAlias = Hit | Granted | Fenced
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup(Effect[bytes | None]):
+    """Return the payload if the row is a value of this fingerprint and its table is unchanged and unfenced."""
+
+    entry: Entry
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lease(Effect[LeaseReply]):
+    """Return a valid value, or permission to fill, or `Fenced`. `replace` distrusts the value that is there."""
+
+    entry: Entry
+    fingerprint: bytes
+    id: bytes
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fill(Effect[bool]):
+    """Store a payload; return False if the lease is no longer the row's version or a commit is in flight."""
+
+    entry: Entry
+    lease: Granted
+    fingerprint: bytes
+    payload: bytes = field(repr=False)
+    ttl_ms: int = 0
+
+
+class Keys(NamedTuple):
+    """The keys that one transaction writes: single rows, and whole tables by their shards."""
+
+    rows: tuple[str, ...]
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Begin(Effect[None]):
+    """Give every key a new version and a pending token that lapses after `fence_ttl_ms`."""
+
+    keys: Keys
+    id: bytes
+    fence_ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class End(Effect[None]):
+    """Remove the token from every key; a key that does not hold it gets a new version instead."""
+
+    keys: Keys
+    token: bytes
+    id: bytes
+
+
+class Outcome(Enum):
+    """What is known of a COMMIT that was sent."""
+
+    COMMITTED = "committed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Commit(Effect[Outcome]):
+    """Send the database's COMMIT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[Row]):
+    """A row from the database. `payload` is None when the row must not be cached: missing, the transaction's own
+    writes, an older snapshot, values that the codec cannot carry.
+    """
+
+    row: Row
+    payload: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Effect[Loaded[Row]]):
+    """Send the SELECT."""

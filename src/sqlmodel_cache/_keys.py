@@ -1,0 +1,60 @@
+"""Identity to cache key, and nothing else: escaping, shards, hash slots.
+
+    row     {prefix}:{namespace/table:shard}:{pk}       e.g.  sqlmodelcache:{3f9a1c2b7d8e4f10/hero:5}:1
+    table   {prefix}:{namespace/table:shard}
+
+The braces are literal: Redis Cluster hashes what stands between them, so a row and its table's shard share a slot and
+one script reaches both. A table has `SHARDS` table keys, so that its rows spread over the slots and a table-wide
+write still touches a fixed number of keys.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from zlib import crc32
+
+from ._effects import Entry
+
+SHARDS = 16
+
+_UNSAFE = {ord(c): f"%{ord(c):02X}" for c in "%:{}/ \x7f" + "".join(map(chr, range(32)))}
+
+# Types whose equality in Python is equality in the database and whose text is unique. No float or Decimal (1 == 1.0),
+# no aware datetime (one instant, many texts), no bool (True == 1).
+PK_TYPES: tuple[type, ...] = (int, str, uuid.UUID, datetime.date)
+
+
+def escape(text: str) -> str:
+    """Return `text` with the separators of a key percent-encoded."""
+    return text.translate(_UNSAFE)
+
+
+def pk_text(pk: Sequence[object]) -> str:
+    """Return the readable, unique text of a primary key whose parts have types in `PK_TYPES`."""
+    if len(pk) == 1:
+        part = pk[0]
+        return str(part) if type(part) is not str else escape(part)
+    return ":".join(str(part) if type(part) is not str else escape(part) for part in pk)
+
+
+def shard_of(pk: str) -> int:
+    """Return the shard of a primary key's text: CRC-32 modulo `SHARDS`, equal in every process."""
+    return crc32(pk.encode("utf-8", "surrogatepass")) % SHARDS
+
+
+def entry(prefix: str, namespace: str, table: str, pk: str) -> Entry:
+    """Return the two keys of a row; `prefix`, `namespace` and `table` are already escaped."""
+    shard = f"{prefix}:{{{namespace}/{table}:{shard_of(pk)}}}"
+    return Entry(f"{shard}:{pk}", shard)
+
+
+def table_keys(prefix: str, namespace: str, table: str) -> tuple[str, ...]:
+    """Return all keys of a table's shards."""
+    return tuple(f"{prefix}:{{{namespace}/{table}:{shard}}}" for shard in range(SHARDS))
+
+
+def slot_tag(key: str) -> str:
+    """Return the part of a key that decides its slot."""
+    return key[key.index("{") + 1 : key.index("}")]

@@ -1,0 +1,125 @@
+"""Which database an engine talks to, so that two databases never share a key.
+
+The answer comes from the database where it can: the cluster's identity on PostgreSQL, the file on SQLite. The question
+goes through the DBAPI, not through SQLAlchemy, so that no event of the application fires; it is asked once per pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import threading
+import uuid
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.pool import Pool, SingletonThreadPool
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One database, as a name of 16 hex digits."""
+
+    name: str
+
+
+class _PerThread(threading.local):
+    """The private database that each thread of a `SingletonThreadPool` has in memory."""
+
+    def __init__(self) -> None:
+        self.database = _private()
+
+
+class Databases:
+    """What is known of the databases behind the pools of this process."""
+
+    def __init__(self) -> None:
+        # A pool's entry is only ever added, and two threads that race add equal ones (or one of two private ones,
+        # before anything was cached under either).
+        self._known: weakref.WeakKeyDictionary[Pool, Database | _PerThread] = weakref.WeakKeyDictionary()
+        self._pid = os.getpid()
+
+    def known(self, engine: Engine) -> Database | None:
+        """Return the database behind the engine if it has been asked; sends nothing."""
+        if self._pid != os.getpid():  # in-memory databases part ways at a fork
+            self._known = weakref.WeakKeyDictionary()
+            self._pid = os.getpid()
+        found = self._known.get(engine.pool)
+        return found.database if isinstance(found, _PerThread) else found
+
+    def ask(self, bind: Engine | Connection) -> Database:
+        """Return the database behind a bind, asking it on its own connection, or on a pooled one of an engine.
+
+        Raises what the driver raises when the database cannot be reached.
+        """
+        engine = bind.engine
+        found = self.known(engine)
+        if found is not None:
+            return found
+        if isinstance(bind, Connection):
+            answer = _ask(engine, bind.connection)
+        else:
+            raw = bind.raw_connection()
+            try:
+                answer = _ask(engine, raw)
+            finally:
+                raw.close()
+        self._known[engine.pool] = answer
+        return answer.database if isinstance(answer, _PerThread) else answer
+
+
+def _ask(engine: Engine, raw: Any) -> Database | _PerThread:
+    if engine.dialect.name == "postgresql":
+        return _postgresql(engine, raw)
+    if engine.dialect.name == "sqlite":
+        return _sqlite(engine, raw)
+    return _by_url(engine)
+
+
+def _postgresql(engine: Engine, raw: Any) -> Database:
+    cursor = raw.cursor()
+    try:
+        cursor.execute(
+            "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE'), "
+            "(SELECT oid::text FROM pg_catalog.pg_database WHERE datname = current_database())"
+        )
+        allowed, oid = cursor.fetchone()
+        if not allowed:
+            return _by_url(engine)
+        cursor.execute("SELECT system_identifier::text FROM pg_catalog.pg_control_system()")
+        return Database(_digest(f"postgresql\0{cursor.fetchone()[0]}\0{oid}"))
+    finally:
+        cursor.close()
+
+
+def _sqlite(engine: Engine, raw: Any) -> Database | _PerThread:
+    cursor = raw.cursor()
+    try:
+        cursor.execute("PRAGMA database_list")
+        path = next((str(row[2] or "") for row in cursor.fetchall() if row[1] == "main"), "")
+    finally:
+        cursor.close()
+    if path:
+        # The same path on another host, or in another container, is another file.
+        return Database(_digest(f"sqlite\0{platform.node()}\0{os.path.realpath(path)}"))
+    if "cache=shared" in str(engine.url):
+        return Database(_digest(f"sqlite\0{_PROCESS}\0{os.getpid()}\0{engine.url}"))
+    return _PerThread() if isinstance(engine.pool, SingletonThreadPool) else _private()
+
+
+def _by_url(engine: Engine) -> Database:
+    return Database(_digest(engine.url.set(username=None, password=None).render_as_string()))
+
+
+_PROCESS = uuid.uuid4().hex
+
+
+def _private() -> Database:
+    return Database(uuid.uuid4().hex[:16])
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

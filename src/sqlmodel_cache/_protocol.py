@@ -1,0 +1,211 @@
+"""All of the library's consistency: what a reader and a writer say to the cache, and in which order.
+
+Promise: a read that begins after a `commit()` has returned never returns the row as it was before that commit, and no
+read ever returns uncommitted data. The argument, its machine-checked counterexamples and the rejected designs are in
+`docs/design.md`.
+
+A row has two keys in one hash slot, its own R and its table's T (one T per shard of the table):
+
+    R   absent | FENCE(version, pending {token: deadline}) | VALUE(table version, fingerprint, payload)
+    T   absent | FENCE(version, pending {token: deadline})
+
+    step       R absent        R FENCE, none pending   R FENCE, pending   R VALUE, valid         R VALUE, invalid
+    lookup     miss            miss                    miss               hit                    miss
+    lease      FENCE, granted  granted                 fenced             hit                    FENCE, granted
+    fill       refused         VALUE iff own version   refused            refused                refused
+    begin      FENCE+token     new version, +token     new version, +tok  FENCE+token            FENCE+token
+    end        FENCE           new version             -token             FENCE                  FENCE
+
+A value is valid when its table version is T's version and nothing is pending on T. A lease is refused while anything
+is pending on T. Versions and tokens are 128 bits made from a client's random id and the server's clock, never reused,
+not even when a client library sends a command twice.
+
+I1  A fence is on every written key before COMMIT is sent, and after the last flush.
+I2  BEGIN always changes the version: no lease that was granted before it can fill after it.
+I3  Absence is never permission: a fill needs the very fence that its lease named.
+I4  The SELECT is sent after the lease's reply.
+I5  A token is removed only by its owner, and only when the outcome of the COMMIT is known. Otherwise it lapses.
+I6  A row that the reader's own transaction wrote is neither looked up nor filled (the session sees to that).
+I7  A fill's snapshot is not older than its lease (the session sees to that).
+
+Leases: Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013. Deadlines: Gray and Cheriton, "Leases", SOSP 1989.
+Fences: the soft locks of Hibernate's second-level cache, with an owner for each lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Generic, Protocol, TypeVar
+
+from ._effects import (
+    Begin,
+    Commit,
+    End,
+    Entry,
+    Fill,
+    Granted,
+    Hit,
+    Keys,
+    Lease,
+    Load,
+    Loaded,
+    Lookup,
+    Outcome,
+)
+from ._plan import Plan, perform
+from .errors import CodecError, InvalidationError, TransportError
+
+Row = TypeVar("Row")
+Decoded = TypeVar("Decoded")
+
+BEGIN_ATTEMPTS = 2
+END_ATTEMPTS = 3
+
+NewId = Callable[[], bytes]
+
+
+class Source(Enum):
+    """Where a read's row came from, and why the cache was not filled."""
+
+    HIT = "hit"
+    FILLED = "filled"
+    REFUSED = "refused"
+    FENCED = "fenced"
+    UNCACHED = "uncached"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Decoded, Row]):
+    """A read's result: `decoded` from a hit, otherwise `row` from the database."""
+
+    source: Source
+    decoded: Decoded | None
+    row: Row | None
+    corrupt: bool = False
+
+
+def read(
+    entry: Entry,
+    fingerprint: bytes,
+    decode: Callable[[bytes], Decoded],
+    *,
+    ttl_ms: int,
+    new_id: NewId,
+) -> Plan[Answer[Decoded, Any]]:
+    """Return the row at `entry`, from the cache or from the database, and fill the cache with it.
+
+    `decode` raises `CodecError` for a payload that is not a row; the payload is then replaced. Transport errors never
+    leave this plan: the database answers.
+    """
+    corrupt = False
+    try:
+        payload = yield from perform(Lookup(entry, fingerprint))
+        if payload is not None:
+            try:
+                return Answer(Source.HIT, decode(payload), None)
+            except CodecError:
+                corrupt = True
+        # Two readers miss. One of them fills between the other's lookup and lease, so a lease may find a value.
+        found = yield from perform(Lease(entry, fingerprint, new_id(), replace=corrupt))
+        if isinstance(found, Hit):
+            try:
+                return Answer(Source.HIT, decode(found.payload), None)
+            except CodecError:
+                corrupt = True
+                found = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
+    except TransportError:
+        loaded: Loaded[Any] = yield from perform(Load())
+        return Answer(Source.UNREACHABLE, None, loaded.row, corrupt)
+
+    # 1 R: lease   2 W: begin, COMMIT, end   3 R: SELECT, new row   4 R: fill refused, I2: a miss, never a stale row
+    # 1 R: SELECT  2 W: begin, COMMIT, end   3 R: lease             4 R: fill accepted, old row: why I4
+    loaded = yield from perform(Load())
+    if loaded.payload is None:
+        return Answer(Source.UNCACHED, None, loaded.row, corrupt)
+    if not isinstance(found, Granted):
+        return Answer(Source.FENCED, None, loaded.row, corrupt)
+    try:
+        filled = yield from perform(Fill(entry, found, fingerprint, loaded.payload, ttl_ms))
+    except TransportError:
+        return Answer(Source.UNREACHABLE, None, loaded.row, corrupt)
+    return Answer(Source.FILLED if filled else Source.REFUSED, None, loaded.row, corrupt)
+
+
+class Debts(Protocol):
+    """Keys whose invalidation has not landed. Until it has, this process reads them from the database."""
+
+    def owe(self, keys: Keys) -> None: ...
+    def settle(self, keys: Keys) -> None: ...
+
+
+def commit(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId) -> Plan[Outcome]:
+    """Return the outcome of the database's COMMIT, with `keys` fenced around it.
+
+    Raises:
+        InvalidationError: in `refuse` mode, when the fence could not be set; COMMIT was not sent.
+    """
+    token = yield from begin(keys, debts, refuse=refuse, fence_ttl_ms=fence_ttl_ms, new_id=new_id)
+    outcome = yield from perform(Commit())
+    yield from end(keys, token, outcome, debts, new_id=new_id)
+    return outcome
+
+
+def begin(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId) -> Plan[bytes | None]:
+    """Return the token of a fence on `keys`, or None when none could be set: then the keys are owed (I1).
+
+    Every attempt has a token of its own: an attempt whose reply was lost may still execute, and lapses.
+    """
+    cause: TransportError | None = None
+    for _ in range(BEGIN_ATTEMPTS):
+        token = new_id()
+        try:
+            yield from perform(Begin(keys, token, fence_ttl_ms))
+        except TransportError as error:
+            cause = error
+        else:
+            return token
+    if refuse:
+        raise InvalidationError(
+            f"the cache could not be told of this commit ({len(keys.rows)} rows, {len(keys.tables)} table shards), "
+            'and on_unreachable="refuse": the transaction is rolled back; retry it when the cache answers'
+        ) from cause
+    debts.owe(keys)
+    return None
+
+
+def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_id: NewId) -> Plan[None]:
+    """Release the fence, or leave it to its deadline when the COMMIT may still land (I5).
+
+    An END that cannot be delivered leaves the keys owed: the fence holds until its deadline, and a cache that lost
+    the fence meanwhile is told again.
+    """
+    if outcome is Outcome.UNKNOWN:
+        return
+    if outcome is Outcome.FAILED and token is None:
+        debts.settle(keys)
+        return
+    for _ in range(END_ATTEMPTS):
+        try:
+            yield from perform(End(keys, token or new_id(), new_id()))
+        except TransportError:
+            continue
+        debts.settle(keys)
+        return
+    debts.owe(keys)
+
+
+def invalidate(keys: Keys, debts: Debts, *, new_id: NewId) -> Plan[None]:
+    """Give every key a new version: values of these keys are gone, and leases that were granted before are dead."""
+    yield from end(keys, None, Outcome.COMMITTED, debts, new_id=new_id)
+
+
+def settle(keys: Keys, debts: Debts, *, fence_ttl_ms: int, new_id: NewId) -> Plan[None]:
+    """Deliver an invalidation that failed before. A fence that nobody ends: a COMMIT of theirs may still land (I5)."""
+    try:
+        yield from perform(Begin(keys, new_id(), fence_ttl_ms))
+    except TransportError:
+        return
+    debts.settle(keys)

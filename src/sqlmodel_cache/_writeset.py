@@ -1,0 +1,116 @@
+"""What one database transaction wrote, by the connection that holds it.
+
+The write set lives on the DBAPI connection, not on a session: several sessions may share a connection (a test's
+outer transaction, a static pool), and it is the connection's COMMIT that makes all their writes true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sqlalchemy.engine import Connection
+
+_INFO_KEY = "sqlmodel_cache"
+
+MAX_NAMED_ROWS = 10_000  # of one table in one transaction; beyond it, fencing the table is cheaper
+
+
+class TableRef(NamedTuple):
+    """One table of one database, both as they stand in a key."""
+
+    namespace: str
+    table: str
+
+
+@dataclass(slots=True)
+class WriteSet:
+    """Rows and tables; savepoints leave it alone, because ROLLBACK TO SAVEPOINT proves nothing about triggers.
+
+    `inserted` rows and `appended` tables are not fenced at the commit: nobody can have cached a row that did not
+    exist. But until then this transaction sees them and nobody else does, so it must not fill them.
+    """
+
+    rows: dict[TableRef, set[str]] = field(default_factory=dict)
+    tables: set[TableRef] = field(default_factory=set)
+    inserted: dict[TableRef, set[str]] = field(default_factory=dict)
+    appended: set[TableRef] = field(default_factory=set)
+
+    def change(self, ref: TableRef, pks: Iterable[str] | None) -> None:
+        """Add rows that were changed, or the table when they are not known, or too many to name."""
+        _add(self.rows, self.tables, ref, pks)
+
+    def insert(self, ref: TableRef, pks: Iterable[str] | None) -> None:
+        """Add rows that are new, or the table when they are not known, or too many to name."""
+        _add(self.inserted, self.appended, ref, pks)
+
+    def covers(self, ref: TableRef, pk: str) -> bool:
+        """Return whether this transaction may see the row differently from everybody else."""
+        return (
+            ref in self.tables
+            or ref in self.appended
+            or pk in self.rows.get(ref, ())
+            or pk in self.inserted.get(ref, ())
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.tables or self.inserted or self.appended)
+
+    def clear(self) -> None:
+        """Forget everything: the transaction has ended."""
+        self.rows.clear()
+        self.tables.clear()
+        self.inserted.clear()
+        self.appended.clear()
+
+
+def _add(rows: dict[TableRef, set[str]], tables: set[TableRef], ref: TableRef, pks: Iterable[str] | None) -> None:
+    if ref in tables:
+        return
+    if pks is not None:
+        named = rows.setdefault(ref, set())
+        named.update(pks)
+        if len(named) <= MAX_NAMED_ROWS:
+            return
+    tables.add(ref)
+    rows.pop(ref, None)
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What the library knows of the transaction on one DBAPI connection."""
+
+    writes: WriteSet = field(default_factory=WriteSet)
+    isolated: bool = False  # a statement has set an isolation level, or the snapshot, by hand
+    fence: Any = None  # the fence of a statement that commits by itself, while it runs
+    in_recovery: bool | None = None  # whether the server is a replica; None until asked
+
+    def end(self) -> None:
+        """Forget what belongs to a transaction, and keep what belongs to the connection."""
+        self.writes.clear()
+        self.isolated = False
+        self.fence = None
+
+
+def transaction_of(connection: Connection) -> Transaction:
+    """Return the transaction on the connection's DBAPI connection."""
+    info = connection.info
+    found: Transaction | None = info.get(_INFO_KEY)
+    if found is None:
+        found = info[_INFO_KEY] = Transaction()
+    return found
+
+
+def known_transaction_of(connection: Connection) -> Transaction | None:
+    """Return the transaction if anything is known of it; opens and revives no connection."""
+    if connection.closed or connection.invalidated:
+        return None
+    return connection.info.get(_INFO_KEY)
+
+
+def forget(info: dict[Any, Any]) -> None:
+    """End the transaction of a DBAPI connection that goes back to its pool, which has rolled it back."""
+    found: Transaction | None = info.get(_INFO_KEY)
+    if found is not None:
+        found.end()

@@ -1,0 +1,156 @@
+"""`SQLModelCache`: the one switch of the library."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, ClassVar, Literal
+
+from .cache import Cache
+from .config import Duration, Namespace, Settings
+from .errors import ConfigurationError
+from .metrics import Stats
+from .session import Hooks
+from .transport import (
+    AsyncTransport,
+    MemoryTransport,
+    RedisAsyncTransport,
+    RedisSyncTransport,
+    SyncTransport,
+)
+from .transport.redis import from_url
+
+
+class SQLModelCache:
+    """Switches caching on and off for this process. It is never instantiated."""
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()  # guards the two below
+    _cache: ClassVar[Cache | None] = None
+    _hooks: ClassVar[Hooks | None] = None
+
+    @classmethod
+    def configure(
+        cls,
+        transport: SyncTransport | AsyncTransport | str | None = None,
+        *,
+        default_ttl: Duration = 300,
+        key_prefix: str = "sqlmodelcache",
+        enabled: bool = True,
+        async_transport: AsyncTransport | None = None,
+        namespace: Namespace | None = None,
+        fence_ttl: Duration = 60,
+        on_unreachable: Literal["serve", "refuse"] = "serve",
+        snapshot_reads: Literal["requested", "database"] = "requested",
+    ) -> None:
+        """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
+
+        Call it before the transactions that it shall know of begin.
+
+        Args:
+            transport: a `RedisSyncTransport`, a `RedisAsyncTransport`, a Redis URL, or None for a `MemoryTransport`,
+                which serves one process. One is enough for both kinds of sessions when the other can be derived.
+            default_ttl: seconds until a cached row expires, where neither call nor model says otherwise. Up to a
+                tenth is taken off at random.
+            key_prefix: the first part of every key.
+            enabled: False reads and fills nothing; commits still invalidate, for the processes that do.
+            async_transport: for `AsyncSession`, where it cannot be derived from `transport`.
+            namespace: names the database in keys, in place of its own identity; or a callable that does, given the
+                session, or None for a connection without one.
+            fence_ttl: seconds after which a fence that nobody releases lapses. It must outlive any COMMIT.
+            on_unreachable: "serve" commits although the cache cannot be told, and tells it later; "refuse" raises
+                `InvalidationError` from `commit()` and rolls back.
+            snapshot_reads: "requested" keeps snapshots for transactions whose isolation level somebody asked for,
+                "database" for those that merely have one by default, too.
+
+        Raises:
+            ConfigurationError: an argument is wrong; the previous configuration stays.
+        """
+        if isinstance(transport, str):
+            settings_transport: object = "redis"  # a URL may hold a password
+        else:
+            settings_transport = transport
+        settings = Settings(
+            transport=settings_transport,
+            async_transport=async_transport,
+            default_ttl=default_ttl,
+            key_prefix=key_prefix,
+            enabled=enabled,
+            namespace=namespace,
+            fence_ttl=fence_ttl,
+            on_unreachable=on_unreachable,
+            snapshot_reads=snapshot_reads,
+        )
+        cache = Cache(settings, *_both(transport, async_transport))
+        cache.entities.check()
+        with cls._lock:
+            cls._remove()
+            hooks = Hooks(cache)
+            hooks.install()
+            cls._cache, cls._hooks = cache, hooks
+
+    @classmethod
+    def reset(cls) -> None:
+        """Leave SQLAlchemy and SQLModel exactly as they were found. Does nothing when nothing is configured."""
+        with cls._lock:
+            cls._remove()
+
+    @classmethod
+    async def aclose(cls) -> None:
+        """Close the connections that the library opened in this event loop; clients that you gave stay open.
+
+        The cache stays configured, and opens new connections when it is used again.
+        """
+        cache = cls._cache
+        if cache is not None and cache.async_transport is not None:
+            await cache.async_transport.aclose()
+
+    @classmethod
+    def get_config(cls) -> Settings | None:
+        """Return what `configure()` was told, or None when nothing is configured."""
+        cache = cls._cache
+        return None if cache is None else cache.settings
+
+    @classmethod
+    def stats(cls) -> Stats:
+        """Return what this process has counted since `configure()`; zeros when nothing is configured."""
+        cache = cls._cache
+        return Stats() if cache is None else cache.counters.snapshot()
+
+    @classmethod
+    def _remove(cls) -> None:
+        if cls._hooks is not None:
+            cls._hooks.remove()
+        if cls._cache is not None and cls._cache.sync_transport is not None:
+            cls._cache.sync_transport.close()
+        cls._cache = cls._hooks = None
+
+
+def _both(transport: Any, async_transport: Any) -> tuple[SyncTransport | None, AsyncTransport | None]:
+    """Return the transports of both kinds of sessions; None for one that cannot be derived, an error when it is used."""
+    if async_transport is not None and not isinstance(async_transport, AsyncTransport):
+        raise ConfigurationError("async_transport", async_transport, "give a RedisAsyncTransport(redis.asyncio.Redis)")
+    if transport is None and async_transport is None:
+        return MemoryTransport(), None
+    if isinstance(transport, str):
+        sync, derived = from_url(transport)
+        return sync, derived if async_transport is None else async_transport
+    if isinstance(transport, AsyncTransport) and async_transport is None:
+        transport, async_transport = None, transport
+    if transport is not None and not isinstance(transport, SyncTransport):
+        raise ConfigurationError(
+            "transport",
+            transport,
+            "give a RedisSyncTransport, a RedisAsyncTransport, a MemoryTransport, a redis:// URL or None; "
+            "a Redis client goes into one of the first two",
+        )
+    if transport is None and isinstance(async_transport, RedisAsyncTransport):
+        transport = _twin(async_transport)
+    if async_transport is None and isinstance(transport, RedisSyncTransport):
+        async_transport = _twin(transport)
+    return transport, async_transport
+
+
+def _twin(transport: RedisSyncTransport | RedisAsyncTransport) -> Any:
+    try:
+        return transport.twin()
+    except ConfigurationError:  # an application may never need the other kind; where it does, it is told
+        return None

@@ -1,0 +1,51 @@
+"""The exception tree.
+
+CacheError
+├── ConfigurationError   a call or a declaration that cannot mean anything: mend it and call again
+├── TransportError       the cache did not answer in time, or not in its own words
+├── CodecError           bytes that are not a row of this model
+└── InvalidationError    a commit was refused because its rows could not be fenced
+
+Only `ConfigurationError` and `InvalidationError` reach application code. The other two end inside the library as a
+counted miss, and are public because transports raise them.
+"""
+
+from __future__ import annotations
+
+
+class CacheError(Exception):
+    """Base of every error of this library."""
+
+
+class ConfigurationError(CacheError, ValueError):
+    """Raised for bad input; nothing has changed.
+
+    Attributes:
+        argument: the name of the parameter or attribute.
+        value: what it was.
+    """
+
+    def __init__(self, argument: str, value: object, remedy: str) -> None:
+        self.argument = argument
+        self.value = value
+        super().__init__(f"{argument}={_short(value)}: {remedy}")
+
+
+class TransportError(CacheError):
+    """Raised by a transport whose server is unreachable, late, or answers something that it should not.
+
+    The command may still take effect later; the protocol is right in either case. The cause is attached.
+    """
+
+
+class CodecError(CacheError):
+    """Raised by the codec for a payload that is not a row of this model, or a row that is no payload."""
+
+
+class InvalidationError(CacheError):
+    """Raised from `commit()` in `refuse` mode, before the database's COMMIT; the transaction is rolled back."""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

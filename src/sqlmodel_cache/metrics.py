@@ -1,0 +1,38 @@
+"""What the cache counts, each counter defined once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts of this process since `configure()`. A get of a cached model is exactly one hit, miss or bypass."""
+
+    hits: int = 0  # gets answered from the cache
+    misses: int = 0  # gets that looked in the cache and then read the database
+    bypasses: int = 0  # gets that went to the database by rule, without looking
+    fills: int = 0  # rows stored
+    refused: int = 0  # fills that came too late: a commit or another fill was first
+    fenced: int = 0  # misses that found a commit in flight
+    uncached: int = 0  # misses whose row must not be stored: missing, own writes, old snapshot, values
+    corrupt: int = 0  # payloads that did not decode; each was replaced
+    errors: int = 0  # misses and invalidations that the transport failed
+    invalidated: int = 0  # rows and table shards fenced by commits, or invalidated by hand
+
+
+class Counters:
+    """The counters behind `Stats`."""
+
+    def __init__(self) -> None:
+        # Threads may race on an increment and lose one; a lock here would cost every hit more than a count is worth.
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, count: int = 1) -> None:
+        """Count; `name` is a field of `Stats`."""
+        self._counts[name] += count
+
+    def snapshot(self) -> Stats:
+        """Return the counts so far."""
+        return Stats(**{field.name: self._counts[field.name] for field in fields(Stats)})

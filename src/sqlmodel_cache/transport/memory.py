@@ -1,0 +1,229 @@
+"""The in-process transport, and the reference model of every effect: Redis must answer as this does."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha1
+from typing import Any, ClassVar
+
+from .._effects import Begin, End, Fenced, Fill, Granted, Hit, Keys, Lease, LeaseReply, Lookup
+from .._plan import Effect
+from ..errors import ConfigurationError, TransportError
+
+LEASE_MS = 60_000
+
+
+@dataclass(slots=True)
+class _Fence:
+    version: bytes
+    pending: dict[bytes, float] = field(default_factory=dict)  # token -> deadline, ms
+    expires: float = 0.0  # ms; 0 = never
+
+    def prune(self, now: float) -> None:
+        if self.pending:
+            self.pending = {token: deadline for token, deadline in self.pending.items() if deadline > now}
+
+
+@dataclass(slots=True)
+class _Value:
+    table_version: bytes
+    fingerprint: bytes
+    payload: bytes
+    expires: float
+
+
+class MemoryTransport:
+    """Cached rows in this process, for one process: other processes do not see its invalidations.
+
+    Thread-safe and bounded. When `max_rows` is reached the least recently used row is evicted; a row with a commit in
+    flight is not.
+
+    Args:
+        max_rows: how many rows are kept.
+        clock: seconds as a float; replace it in tests to let time pass.
+
+    Raises:
+        ConfigurationError: `max_rows` is not a positive int.
+    """
+
+    blocking = False
+
+    def __init__(self, max_rows: int = 10_000, *, clock: Callable[[], float] = time.monotonic) -> None:
+        if not isinstance(max_rows, int) or isinstance(max_rows, bool) or max_rows < 1:
+            raise ConfigurationError("max_rows", max_rows, "give a positive int")
+        self._max_rows = max_rows
+        self._clock = clock
+        self._fork_safe_state()
+        _forget_after_fork(self)
+
+    def _fork_safe_state(self) -> None:
+        self._lock = threading.Lock()  # guards everything below
+        self._rows: OrderedDict[str, _Fence | _Value] = OrderedDict()  # least recently used first
+        self._tables: dict[str, _Fence] = {}
+        self._count = 0
+
+    def execute(self, effect: Effect[Any]) -> Any:
+        """Return the effect's reply; never waits on anything but a lock held for microseconds."""
+        if type(effect) is Lookup:  # the one that every hit pays for
+            return self._lookup(effect)
+        handler = self._handlers.get(type(effect))
+        if handler is None:
+            raise TransportError(f"MemoryTransport does not know {type(effect).__name__}")
+        with self._lock:
+            return handler(self, effect, self._clock() * 1000)
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to release, and the rows may be wanted again."""
+
+    def clear(self) -> None:
+        """Forget every row and every fence, as a server restarted empty would."""
+        with self._lock:
+            self._rows.clear()
+            self._tables.clear()
+
+    def evict(self, key: str) -> bool:
+        """Forget one key of a row or of a table's shard; return whether it was there."""
+        with self._lock:
+            return (self._rows.pop(key, None) or self._tables.pop(key, None)) is not None
+
+    def keys(self) -> list[str]:
+        """Return the keys of the rows that hold a value now."""
+        with self._lock:
+            now = self._clock() * 1000
+            return [key for key, held in self._rows.items() if type(held) is _Value and held.expires > now]
+
+    def ttl(self, key: str) -> float | None:
+        """Return the seconds that a row's value has left, or None if there is no value."""
+        with self._lock:
+            held = self._rows.get(key)
+            left = held.expires / 1000 - self._clock() if type(held) is _Value else 0.0
+            return left if left > 0 else None
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def _lookup(self, effect: Lookup) -> bytes | None:
+        row, table = effect.entry
+        with self._lock:
+            held = self._rows.get(row)
+            if type(held) is not _Value or held.fingerprint != effect.fingerprint:
+                return None
+            fence = self._tables.get(table)
+            if fence is None or fence.version != held.table_version or fence.pending:
+                return None
+            if held.expires <= self._clock() * 1000:
+                return None
+            self._rows.move_to_end(row)
+            return held.payload
+
+    def _lease(self, effect: Lease, now: float) -> LeaseReply:
+        row, table = effect.entry
+        shard = self._tables.get(table)
+        if shard is None:
+            shard = self._tables[table] = _Fence(self._fresh(effect.id))
+        shard.prune(now)
+        if shard.pending:
+            return Fenced()
+        held = self._held(row, now)
+        if type(held) is _Value:
+            if not effect.replace and held.fingerprint == effect.fingerprint and held.table_version == shard.version:
+                return Hit(held.payload)
+            held = None
+        if held is None:
+            held = _Fence(self._fresh(effect.id))
+            self._put(row, held)
+        assert isinstance(held, _Fence)
+        if held.pending:
+            return Fenced()
+        held.expires = now + LEASE_MS
+        return Granted(held.version, shard.version)
+
+    def _fill(self, effect: Fill, now: float) -> bool:
+        held = self._held(effect.entry.row, now)
+        if not isinstance(held, _Fence) or held.version != effect.lease.version or held.pending:
+            return False
+        value = _Value(effect.lease.table_version, effect.fingerprint, effect.payload, now + effect.ttl_ms)
+        self._put(effect.entry.row, value)
+        return True
+
+    def _begin(self, effect: Begin, now: float) -> None:
+        for key, is_row in _each(effect.keys):
+            held = self._held(key, now) if is_row else self._tables.get(key)
+            fence = held if isinstance(held, _Fence) else _Fence(b"")
+            fence.prune(now)
+            fence.version = self._fresh(effect.id)
+            fence.pending[effect.id] = now + effect.fence_ttl_ms
+            fence.expires = 0.0
+            self._keep(key, fence, is_row)
+
+    def _end(self, effect: End, now: float) -> None:
+        for key, is_row in _each(effect.keys):
+            held = self._held(key, now) if is_row else self._tables.get(key)
+            fence = held if isinstance(held, _Fence) else _Fence(b"")
+            owned = fence.pending.pop(effect.token, None) is not None
+            fence.prune(now)
+            if not owned:
+                fence.version = self._fresh(effect.id)
+            if is_row and not fence.pending:
+                fence.expires = now + LEASE_MS
+            self._keep(key, fence, is_row)
+
+    _handlers: ClassVar[dict[type, Callable[[Any, Any, float], Any]]] = {
+        Lease: _lease,
+        Fill: _fill,
+        Begin: _begin,
+        End: _end,
+    }
+
+    def _fresh(self, id: bytes) -> bytes:
+        self._count += 1
+        return sha1(id + str(self._count).encode()).digest()[:16]
+
+    def _held(self, key: str, now: float) -> _Fence | _Value | None:
+        held = self._rows.get(key)
+        if held is not None and 0 < held.expires <= now:
+            del self._rows[key]
+            return None
+        if type(held) is _Fence:
+            held.prune(now)
+        return held
+
+    def _keep(self, key: str, fence: _Fence, is_row: bool) -> None:
+        if is_row:
+            self._put(key, fence)
+        else:
+            self._tables[key] = fence
+
+    def _put(self, key: str, held: _Fence | _Value) -> None:
+        self._rows[key] = held
+        self._rows.move_to_end(key)
+        if len(self._rows) > self._max_rows:
+            for oldest, candidate in self._rows.items():
+                if type(candidate) is _Value or not candidate.pending:
+                    del self._rows[oldest]
+                    return
+
+
+def _each(keys: Keys) -> list[tuple[str, bool]]:
+    return [(key, True) for key in keys.rows] + [(key, False) for key in keys.tables]
+
+
+_alive: weakref.WeakSet[MemoryTransport] = weakref.WeakSet()
+
+
+def _forget_after_fork(transport: MemoryTransport) -> None:
+    """A child starts empty: it would not see its parent's invalidations, nor the lock's owner."""
+    if not _alive and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_all)
+    _alive.add(transport)
+
+
+def _forget_all() -> None:
+    for transport in _alive:
+        transport._fork_safe_state()

@@ -1,0 +1,70 @@
+"""The models that the tests share."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import uuid
+from decimal import Decimal
+
+from sqlalchemy import JSON, Column, ForeignKey
+from sqlmodel import Field, SQLModel
+
+from sqlmodel_cache import CacheConfig
+
+
+class Color(enum.Enum):
+    """Stored by name."""
+
+    RED = "r"
+    BLUE = "b"
+
+
+class Team(SQLModel, table=True):
+    """A parent; deleting it deletes its heroes in the database."""
+
+    __cache_config__ = CacheConfig()
+    id: int | None = Field(default=None, primary_key=True)
+    name: str
+
+
+class Hero(SQLModel, table=True):
+    """The usual model."""
+
+    __cache_config__ = CacheConfig(ttl=600)
+    id: int | None = Field(default=None, primary_key=True)
+    name: str
+    age: int | None = None
+    team_id: int | None = Field(default=None, sa_column=Column(ForeignKey("team.id", ondelete="CASCADE")))
+
+
+class Gadget(SQLModel, table=True):
+    """A composite primary key with text in it."""
+
+    __cache_config__ = CacheConfig()
+    owner: str = Field(primary_key=True)
+    number: int = Field(primary_key=True)
+    label: str = ""
+
+
+class Sample(SQLModel, table=True):
+    """One column of each everyday type."""
+
+    __cache_config__ = CacheConfig()
+    id: uuid.UUID = Field(default_factory=uuid.uuid4, primary_key=True)
+    amount: Decimal = Field(max_digits=12, decimal_places=2)
+    day: datetime.date
+    at: datetime.datetime
+    spent: datetime.timedelta
+    color: Color
+    ratio: float
+    raw: bytes
+    active: bool
+    tags: dict[str, object] = Field(sa_column=Column(JSON))
+
+
+class Plain(SQLModel, table=True):
+    """Not cached."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str
