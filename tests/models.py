@@ -7,8 +7,8 @@ import enum
 import uuid
 from decimal import Decimal
 
-from sqlalchemy import JSON, Column, ForeignKey
-from sqlmodel import Field, SQLModel
+from sqlalchemy import JSON, Column, DateTime, Engine, ForeignKey
+from sqlmodel import Field, Session, SQLModel
 
 from sqlmodel_cache import CacheConfig
 
@@ -55,6 +55,7 @@ class Sample(SQLModel, table=True):
     amount: Decimal = Field(max_digits=12, decimal_places=2)
     day: datetime.date
     at: datetime.datetime
+    naive: datetime.datetime = Field(sa_type=DateTime)
     spent: datetime.timedelta
     color: Color
     ratio: float
@@ -68,3 +69,19 @@ class Plain(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True)
     name: str
+
+
+def add_hero(engine: Engine, name: str = "Rusty") -> int:
+    """Insert a hero of 48 years and return its id."""
+    with Session(engine) as session:
+        hero = Hero(name=name, age=48)
+        session.add(hero)
+        session.commit()
+        assert hero.id is not None
+        return hero.id
+
+
+def get_hero(engine: Engine, pk: int) -> Hero:
+    """Return a hero as a new session gets it."""
+    with Session(engine) as session:
+        return session.get_one(Hero, pk)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import enum
 import hashlib
+import importlib
 import math
 import re
 import uuid
@@ -50,14 +51,18 @@ class Column:
 
 
 class Codec:
-    """Encodes the rows of one mapped class.
+    """Encodes the rows of one mapped class, as one driver loads them.
+
+    Args:
+        columns: the loaded attributes, in the order of the payload.
+        driver: a few drivers load types of their own. The payload is the same for all.
 
     Attributes:
         fingerprint: 8 bytes that differ when the columns, their names, their order or their types do.
     """
 
-    def __init__(self, columns: Sequence[Column]) -> None:
-        carriers = [carrier_of(column.type) for column in columns]
+    def __init__(self, columns: Sequence[Column], driver: str) -> None:
+        carriers = [carrier_of(column.type, driver) for column in columns]
         self.fingerprint = _fingerprint(columns)
         self._keys = tuple(column.key for column in columns)
         self._dumps = [(at, c.dump) for at, c in enumerate(carriers) if c.dump is not None]
@@ -89,9 +94,9 @@ class Codec:
         Raises:
             CodecError: a value would not come back as it is; the message names the attribute.
         """
-        values = [row[key] for key in self._keys]
-        wire = list(values)
         try:
+            values = [row[key] for key in self._keys]
+            wire = list(values)
             for at, dump in self._dumps:
                 if wire[at] is not None:
                     wire[at] = dump(wire[at])
@@ -135,9 +140,11 @@ def plain_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
     return type_
 
 
-def carrier_of(type_: TypeEngine[Any]) -> Carrier:
+def carrier_of(type_: TypeEngine[Any], driver: str) -> Carrier:
     """Return how values of a SQL type travel; an unknown type travels as it is, if it can."""
     type_ = plain_type(type_)
+    if isinstance(type_, sqltypes.Interval):  # a decorator of SQLAlchemy's own
+        return Carrier(datetime.timedelta)
     if isinstance(type_, sqltypes.TypeDecorator):
         return _AS_IT_IS
     if isinstance(type_, sqltypes.Enum):
@@ -145,7 +152,7 @@ def carrier_of(type_: TypeEngine[Any]) -> Carrier:
     if isinstance(type_, sqltypes.Numeric):
         return Carrier(Decimal if type_.asdecimal else float)
     if isinstance(type_, sqltypes.Uuid):
-        return Carrier(uuid.UUID if type_.as_uuid else str)
+        return _uuid(driver) if type_.as_uuid else Carrier(str)
     if isinstance(type_, sqltypes.DateTime):
         return _AWARE if type_.timezone else Carrier(datetime.datetime)
     for known, carrier in _CARRIERS:
@@ -154,27 +161,33 @@ def carrier_of(type_: TypeEngine[Any]) -> Carrier:
     return _AS_IT_IS
 
 
+def _uuid(driver: str) -> Carrier:
+    if driver != "asyncpg":
+        return Carrier(uuid.UUID)
+    faster: Any = importlib.import_module("asyncpg.pgproto.pgproto").UUID  # a subclass of uuid.UUID
+    return Carrier(uuid.UUID, lambda value: uuid.UUID(int=value.int), lambda value: faster(value.bytes))
+
+
 def _enum(enum_class: type[enum.Enum]) -> Carrier:
     # By name: values may be of any type, and several members may share one.
     return Carrier(str, lambda member: member.name, enum_class.__getitem__)
 
 
-def _dump_aware(value: datetime.datetime) -> list[str | None]:
+def _dump_aware(value: datetime.datetime) -> tuple[str, str, int]:
     zone = value.tzinfo
-    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key is not None:
-        return [value.replace(tzinfo=None).isoformat(), f"{value.fold}{zone.key}"]
-    return [value.isoformat(), None]
+    if isinstance(zone, zoneinfo.ZoneInfo) and zone.key:
+        return value.replace(tzinfo=None).isoformat(), zone.key, value.fold
+    return value.isoformat(), "", 0
 
 
-def _load_aware(wire: list[str | None]) -> datetime.datetime:
-    text, zone = wire
-    assert text is not None
+def _load_aware(wire: tuple[str, str, int]) -> datetime.datetime:
+    text, zone, fold = wire
     value = datetime.datetime.fromisoformat(text)
-    return value if zone is None else value.replace(tzinfo=zoneinfo.ZoneInfo(zone[1:]), fold=int(zone[0]))
+    return value.replace(tzinfo=zoneinfo.ZoneInfo(zone), fold=fold) if zone else value
 
 
 _AS_IT_IS = Carrier(Any)
-_AWARE = Carrier(list[str | None], _dump_aware, _load_aware)
+_AWARE = Carrier(tuple[str, str, int], _dump_aware, _load_aware)
 _CARRIERS: tuple[tuple[type[TypeEngine[Any]], Carrier], ...] = (
     (sqltypes.Integer, Carrier(int)),
     (sqltypes.Boolean, Carrier(bool)),
@@ -184,7 +197,6 @@ _CARRIERS: tuple[tuple[type[TypeEngine[Any]], Carrier], ...] = (
     (sqltypes.VARBINARY, Carrier(bytes)),
     (sqltypes.Date, Carrier(datetime.date)),
     (sqltypes.Time, Carrier(datetime.time)),
-    (sqltypes.Interval, Carrier(datetime.timedelta)),
 )
 
 

@@ -115,8 +115,10 @@ class Commit(Effect[Outcome]):
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[Row]):
-    """A row from the database. `payload` is None when the row must not be cached: missing, the transaction's own
-    writes, an older snapshot, values that the codec cannot carry.
+    """A row from the database.
+
+    `payload` is None when the row must not be cached: it is missing, the transaction's own write, of an older
+    snapshot, or has values that the codec cannot carry.
     """
 
     row: Row
@@ -125,4 +127,6 @@ class Loaded(Generic[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Load(Effect[Loaded[Row]]):
-    """Send the SELECT."""
+    """Send the SELECT. `encode` is False when its payload is not wanted."""
+
+    encode: bool = True

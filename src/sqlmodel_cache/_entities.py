@@ -9,11 +9,11 @@ import datetime
 import re
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Table, inspect
+from sqlalchemy import ForeignKeyConstraint, Table, inspect
 from sqlalchemy import types as sqltypes
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import ColumnProperty, Mapper
@@ -27,7 +27,7 @@ from .errors import ConfigurationError
 CONFIG_ATTRIBUTE = "__cache_config__"
 
 _EAGER = {"joined", "selectin", "subquery", "immediate", False}
-_REWRITING = {"CASCADE", "SET NULL", "SET DEFAULT"}
+_REWRITES = ("CASCADE", "SET ")  # PostgreSQL also has SET NULL (column)
 
 
 class Refused(Exception):
@@ -45,10 +45,11 @@ class CachedTable:
 
     def pk_text(self, parts: Sequence[object]) -> str | None:
         """Return the text of a primary key, or None unless its values have exactly the columns' types."""
-        if len(parts) != len(self.pk_types) or any(
-            type(part) is not wanted for part, wanted in zip(parts, self.pk_types, strict=True)
-        ):
+        if len(parts) != len(self.pk_types):
             return None
+        for part, wanted in zip(parts, self.pk_types, strict=True):
+            if type(part) is not wanted and not (wanted is uuid.UUID and isinstance(part, wanted)):
+                return None  # drivers have UUID classes of their own
         return _keys.pk_text(parts)
 
 
@@ -62,18 +63,28 @@ class Entity:
     table: CachedTable
     pk_attributes: tuple[str, ...]
     attributes: tuple[str, ...]
-    codec: Codec
+    columns: tuple[Column, ...]
     ttl_ms: int | None
+    _codecs: dict[str, Codec] = field(default_factory=dict)  # by driver
 
-    def primary_key(self, ident: object) -> tuple[Any, ...] | None:
-        """Return a `get()` argument as a tuple, one value for each primary key column, or None."""
+    def codec(self, driver: str) -> Codec:
+        """Return the codec for rows that a driver loads."""
+        codec = self._codecs.get(driver)
+        if codec is None:
+            codec = self._codecs[driver] = Codec(self.columns, driver)
+        return codec
+
+    def identity_key(self, ident: object) -> _sqlalchemy.IdentityKey | None:
+        """Return the identity key that a `get()` argument names, or None if it is not a primary key."""
         if isinstance(ident, tuple | list):
-            return tuple(ident)
-        if isinstance(ident, dict):
+            pk = tuple(ident)
+        elif isinstance(ident, dict):
             if ident.keys() != set(self.pk_attributes):
                 return None
-            return tuple(ident[name] for name in self.pk_attributes)
-        return (ident,)
+            pk = tuple(ident[name] for name in self.pk_attributes)
+        else:
+            pk = (ident,)
+        return None if self.table.pk_text(pk) is None else (self.identity_class, pk, None)
 
 
 def config_of(class_: type) -> CacheConfig | None:
@@ -120,7 +131,7 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         table=_cached_table(mapper, table),
         pk_attributes=tuple(prop.key for prop in pk),
         attributes=names,
-        codec=Codec(columns),
+        columns=tuple(columns),
         ttl_ms=config.ttl_ms,
     )
 
@@ -161,7 +172,9 @@ class Interest:
 
     cached: list[CachedTable] = field(default_factory=list)
     on_delete: set[CachedTable] = field(default_factory=set)
-    on_update: set[CachedTable] = field(default_factory=set)
+    on_update: dict[CachedTable, set[str]] = field(default_factory=dict)  # -> the columns that are referred to
+    on_truncate: set[CachedTable] = field(default_factory=set)  # by TRUNCATE ... CASCADE, whatever the rules say
+    replaces: bool = False  # an INSERT may delete other rows, because the table says so
 
 
 class Entities:
@@ -193,8 +206,8 @@ class Entities:
 
     def check(self) -> None:
         """Raise ConfigurationError for a mapped class whose `__cache_config__` is wrong."""
-        for mapper in _sqlalchemy.mappers():
-            config_of(mapper.class_)
+        for class_ in [mapper.class_ for mapper in _sqlalchemy.mappers()]:
+            config_of(class_)
 
     def refusal(self, class_: type) -> str | None:
         """Return why a class with a `CacheConfig` is not cached, or None if it is, or does not ask to be."""
@@ -207,7 +220,7 @@ class Entities:
         config = config_of(class_)
         found: Entity | None = None
         if config is not None:
-            mapper = inspect(class_, raiseerr=False)
+            mapper: Any = inspect(class_, raiseerr=False)
             if not isinstance(mapper, Mapper):
                 raise ConfigurationError(
                     "entity", class_, f"it has {CONFIG_ATTRIBUTE} but no table; declare the model with table=True"
@@ -243,7 +256,13 @@ class Entities:
         """Return the (schema, name) of every table that matters and whose name stands in a statement."""
         if not self.interests() or self._mentions is None:
             return set()
-        return {(found["schema"], found["table"]) for found in self._mentions.finditer(sql)}
+        mentioned = set()
+        for found in self._mentions.finditer(sql):
+            schema = found["schema"]
+            mentioned.add((schema and schema.strip('"`[]'), found["table"]))
+            if schema is not None and schema[0] not in '"`[':
+                mentioned.add((schema.lower(), found["table"]))  # some databases fold a name without quotes
+        return mentioned
 
     def _collect(self) -> dict[str, Interest]:
         # Mappers may be half configured at this moment, and configuring them here could fail for good. So a class
@@ -260,9 +279,14 @@ class Entities:
             mine = interests.setdefault(cached.name.lower(), Interest())
             if cached not in mine.cached:
                 mine.cached.append(cached)
-            for parent, action in _rewriters(table):
-                theirs = interests.setdefault(parent.name.lower(), Interest())
-                (theirs.on_delete if action == "delete" else theirs.on_update).add(cached)
+            mine.replaces |= _replaces(table)
+            for rewriter in _rewriters(table):
+                theirs = interests.setdefault(rewriter.name.lower(), Interest())
+                theirs.replaces |= rewriter.table is not None and _replaces(rewriter.table)
+                if rewriter.action == "update":
+                    theirs.on_update.setdefault(cached, set()).update(rewriter.columns)
+                else:
+                    (theirs.on_delete if rewriter.action == "delete" else theirs.on_truncate).add(cached)
         return interests
 
 
@@ -271,30 +295,69 @@ def _mentions(names: list[str]) -> re.Pattern[str] | None:
         return None
     any_name = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     quote = r'["`\[\]]?'
-    return re.compile(
-        rf"(?<!\w)(?:{quote}(?P<schema>\w+){quote}\s*\.\s*)?{quote}(?P<table>{any_name})(?!\w)", re.IGNORECASE
-    )
+    schema = r'(?P<schema>"[^"]+"|`[^`]+`|\[[^\]]+\]|[\w$]+)'
+    return re.compile(rf"(?<!\w)(?:{schema}\s*\.\s*)?{quote}(?P<table>{any_name})(?!\w)", re.IGNORECASE)
 
 
-def _rewriters(table: Table) -> set[tuple[Table, str]]:
-    """Return (parent, 'delete' or 'update') for each change of a table that makes the database itself, by foreign keys
-    with ON DELETE or ON UPDATE actions, change rows of `table`; through any number of tables.
+Change = Literal["delete", "update", "truncate"]
+
+
+class _Rewriter(NamedTuple):
+    """A table whose change makes the database itself change another's rows; `table` is None outside the metadata."""
+
+    name: str
+    table: Table | None
+    action: Change
+    columns: frozenset[str]  # which are referred to, in lower case: an update of others rewrites nothing
+
+
+def _rewriters(table: Table) -> set[_Rewriter]:
+    """Return every change of a table that makes the database itself change rows of `table`, however far away.
+
+    That is what foreign keys with ON DELETE or ON UPDATE actions do, and TRUNCATE ... CASCADE.
     """
-    found: set[tuple[Table, str]] = set()
-    waiting = [(table, "delete"), (table, "update")]
+    found: set[_Rewriter] = set()
+    waiting: list[tuple[Table, Change]] = [(table, "delete"), (table, "update"), (table, "truncate")]
+    seen = set(waiting)
     while waiting:
         child, change = waiting.pop()
         for constraint in child.foreign_key_constraints:
-            try:
-                parent = constraint.referred_table
-            except SQLAlchemyError:  # a table that is not in the metadata: nothing is known of it
-                continue
-            for action, rule in (("delete", constraint.ondelete), ("update", constraint.onupdate)):
-                rule = (rule or "").upper()
-                effect = "delete" if action == "delete" and rule == "CASCADE" else "update"
+            parent, name, columns = _referred(constraint)
+            for action, effect in _actions(constraint):
                 # What happens to the child's rows must itself go on to `table`, unless they are its rows.
-                reaches = child is table or effect == change
-                if rule in _REWRITING and reaches and (parent, action) not in found:
-                    found.add((parent, action))
+                if child is not table and effect != change:
+                    continue
+                found.add(_Rewriter(name, parent, action, columns))
+                if parent is not None and (parent, action) not in seen:
+                    seen.add((parent, action))
                     waiting.append((parent, action))
     return found
+
+
+def _actions(constraint: ForeignKeyConstraint) -> Iterator[tuple[Change, Change]]:
+    """Yield what is done to the parent's rows, and what the database then does to the child's."""
+    on_delete, on_update = (constraint.ondelete or "").upper(), (constraint.onupdate or "").upper()
+    if on_delete.startswith(_REWRITES):
+        yield "delete", "delete" if on_delete == "CASCADE" else "update"
+    if on_update.startswith(_REWRITES):
+        yield "update", "update"
+    yield "truncate", "truncate"
+
+
+def _referred(constraint: ForeignKeyConstraint) -> tuple[Table | None, str, frozenset[str]]:
+    """Return the parent, its name and the columns that are referred to; of a table outside the metadata, only names."""
+    try:
+        parent = constraint.referred_table
+        return parent, parent.name, frozenset(element.column.name.lower() for element in constraint.elements)
+    except SQLAlchemyError:
+        targets = [element.target_fullname.lower().split(".") for element in constraint.elements]
+        return None, targets[0][-2], frozenset(target[-1] for target in targets)
+
+
+def _replaces(table: Table) -> bool:
+    """Return whether a conflict deletes the older row, as SQLite's tables may declare."""
+    return any(
+        name.startswith("sqlite_on_conflict") and str(value).upper() == "REPLACE"
+        for item in (*table.constraints, *table.columns)
+        for name, value in item.dialect_kwargs.items()
+    )

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from zlib import crc32
 
 from ._effects import Entry
@@ -37,6 +38,13 @@ def pk_text(pk: Sequence[object]) -> str:
         part = pk[0]
         return str(part) if type(part) is not str else escape(part)
     return ":".join(str(part) if type(part) is not str else escape(part) for part in pk)
+
+
+def table_name(schema: str | None, table: str, translate: Mapping[Any, Any] | None = None) -> str:
+    """Return a table's name in keys: escaped, with its schema if it has one, after a `schema_translate_map`."""
+    if translate:
+        schema = translate.get(schema, schema)
+    return escape(table) if schema is None else f"{escape(schema)}.{escape(table)}"
 
 
 def shard_of(pk: str) -> int:

@@ -1,6 +1,6 @@
-"""Which database an engine talks to, so that two databases never share a key.
+"""Names in keys: which database an engine talks to, so that two databases never share a key, and whose row it is.
 
-The answer comes from the database where it can: the cluster's identity on PostgreSQL, the file on SQLite. The question
+A database's name comes from itself where it can: the cluster's identity on PostgreSQL, the file on SQLite. The question
 goes through the DBAPI, not through SQLAlchemy, so that no event of the application fires; it is asked once per pool.
 """
 
@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool, SingletonThreadPool
+
+from . import _keys, _sqlalchemy
+from ._effects import Entry, Keys
+from ._writeset import TableRef, WriteSet
+from .config import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,50 @@ def _sqlite(engine: Engine, raw: Any) -> Database | _PerThread:
 
 def _by_url(engine: Engine) -> Database:
     return Database(_digest(engine.url.set(username=None, password=None).render_as_string()))
+
+
+class Naming:
+    """The keys of one configuration."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.databases = Databases()
+        self._prefix = _keys.escape(settings.key_prefix)
+        self._configured = settings.namespace
+
+    def namespace(self, session: Session | None, bind: Engine | Connection) -> str:
+        """Return the configured namespace, or the database's name, which is asked if it is not yet known.
+
+        Raises:
+            LookupError: the configured callable gave no name. What it raises, and what the driver raises, passes.
+        """
+        if self._configured is None:
+            known = self.databases.known(bind.engine)
+            return (known or self.databases.ask(_held_connection(session, bind))).name
+        name = self._configured(session) if callable(self._configured) else self._configured
+        if not isinstance(name, str) or not name:
+            raise LookupError("the namespace callable gave no name")
+        return _keys.escape(name)
+
+    def entry(self, ref: TableRef, pk: str) -> Entry:
+        """Return the keys of a row."""
+        return _keys.entry(self._prefix, ref.namespace, ref.table, pk)
+
+    def keys(self, writes: WriteSet) -> Keys:
+        """Return the keys that a commit of these writes must fence."""
+        rows = tuple(self.entry(ref, pk).row for ref, pks in writes.rows.items() for pk in sorted(pks))
+        tables = tuple(
+            key for ref in sorted(writes.tables) for key in _keys.table_keys(self._prefix, ref.namespace, ref.table)
+        )
+        return Keys(rows, tables)
+
+
+def _held_connection(session: Session | None, bind: Engine | Connection) -> Engine | Connection:
+    """Return a connection to the bind's database that the session holds already, or the bind."""
+    if session is not None and isinstance(bind, Engine):
+        for connection in _sqlalchemy.connections(session):
+            if connection.engine.pool is bind.pool:
+                return connection
+    return bind
 
 
 _PROCESS = uuid.uuid4().hex

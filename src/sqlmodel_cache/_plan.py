@@ -27,7 +27,10 @@ Plan: TypeAlias = Generator[Effect[Any], Any, T]
 
 
 def perform(effect: Effect[R]) -> Plan[R]:
-    """Return the reply to `effect`: `found = yield from perform(Lookup(entry))`."""
+    """Return the reply to an effect.
+
+    `found = yield from perform(Lookup(entry))` gives `found` the type of the reply.
+    """
     reply: R = yield effect
     return reply
 

@@ -49,6 +49,7 @@ from ._effects import (
     Hit,
     Keys,
     Lease,
+    LeaseReply,
     Load,
     Loaded,
     Lookup,
@@ -94,13 +95,16 @@ def read(
     *,
     ttl_ms: int,
     new_id: NewId,
+    fresh: Callable[[Granted], bool] = lambda lease: True,
 ) -> Plan[Answer[Decoded, Any]]:
     """Return the row at `entry`, from the cache or from the database, and fill the cache with it.
 
     `decode` raises `CodecError` for a payload that is not a row; the payload is then replaced. Transport errors never
-    leave this plan: the database answers.
+    leave this plan: the database answers. `fresh` tells whether the SELECT's snapshot will not be older than the lease
+    (I7); it is asked before the SELECT.
     """
     corrupt = False
+    found: LeaseReply | None
     try:
         payload = yield from perform(Lookup(entry, fingerprint))
         if payload is not None:
@@ -117,16 +121,18 @@ def read(
                 corrupt = True
                 found = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
     except TransportError:
-        loaded: Loaded[Any] = yield from perform(Load())
-        return Answer(Source.UNREACHABLE, None, loaded.row, corrupt)
+        found = None
 
     # 1 R: lease   2 W: begin, COMMIT, end   3 R: SELECT, new row   4 R: fill refused, I2: a miss, never a stale row
     # 1 R: SELECT  2 W: begin, COMMIT, end   3 R: lease             4 R: fill accepted, old row: why I4
-    loaded = yield from perform(Load())
-    if loaded.payload is None:
-        return Answer(Source.UNCACHED, None, loaded.row, corrupt)
+    may_fill = isinstance(found, Granted) and fresh(found)
+    loaded: Loaded[Any] = yield from perform(Load(encode=may_fill))
+    if found is None:
+        return Answer(Source.UNREACHABLE, None, loaded.row, corrupt)
     if not isinstance(found, Granted):
         return Answer(Source.FENCED, None, loaded.row, corrupt)
+    if loaded.payload is None or not may_fill:
+        return Answer(Source.UNCACHED, None, loaded.row, corrupt)
     try:
         filled = yield from perform(Fill(entry, found, fingerprint, loaded.payload, ttl_ms))
     except TransportError:
@@ -182,11 +188,11 @@ def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_
     An END that cannot be delivered leaves the keys owed: the fence holds until its deadline, and a cache that lost
     the fence meanwhile is told again.
     """
-    if outcome is Outcome.UNKNOWN:
-        return
-    if outcome is Outcome.FAILED and token is None:
-        debts.settle(keys)
-        return
+    if outcome is Outcome.UNKNOWN and token is None:
+        # 1 A: COMMIT   2 B: UPDATE of the same row, begin fails, owes   3 A: end settles   4 B: COMMIT, connection lost
+        debts.owe(keys)
+    if outcome is Outcome.UNKNOWN or (token is None and outcome is Outcome.FAILED):
+        return  # what is owed stays owed: an earlier commit of these keys may be why
     for _ in range(END_ATTEMPTS):
         try:
             yield from perform(End(keys, token or new_id(), new_id()))

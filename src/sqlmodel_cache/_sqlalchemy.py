@@ -6,13 +6,14 @@ to make a persistent object without a statement.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
+from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.ext.mutable import Mutable
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.sql.dml import Insert, Update
@@ -38,7 +39,7 @@ def mappers() -> Iterator[Mapper[Any]]:
         yield from registry.mappers
 
 
-# --- the session ---------------------------------------------------------------------------------------------------
+# the session
 
 
 def is_flushing(session: Session) -> bool:
@@ -80,6 +81,7 @@ def attach(session: Session, mapper: Mapper[Any], key: IdentityKey, values: dict
     state.session_id = session.hash_key
     session.identity_map._add_unpresent(state, key)
     state.load_path = mapper._path_registry
+    state.load_options = ()
     state.dict.update(values)
     dispatch = manager.dispatch
     if dispatch.load:
@@ -91,20 +93,47 @@ def attach(session: Session, mapper: Mapper[Any], key: IdentityKey, values: dict
     return instance
 
 
-def loaded_values(mapper: Mapper[Any], instance: object, names: tuple[str, ...]) -> dict[str, Any] | None:
-    """Return the values that a SELECT has just given to an instance, or None if they cannot be told.
+Take = Callable[[dict[str, Any]], None]
 
-    They cannot when an attribute is missing or a load event has changed one. A `Mutable` value is unwrapped: its load
-    event will wrap it again.
-    """
-    state = instance_state(instance)
-    if state.modified or state.expired_attributes:
-        return None
-    held: Mapping[str, Any] = state.dict
-    values = {name: held[name] for name in names if name in held}
-    if len(values) != len(names):
-        return None
-    return {name: _unwrapped(value) if isinstance(value, Mutable) else value for name, value in values.items()}
+
+class LoadProbe:
+    """Sees what a SELECT gave to an instance, before a load event of the application can change it."""
+
+    def __init__(self) -> None:
+        self._taking: ContextVar[tuple[IdentityKey, Take] | None] = ContextVar("sqlmodel_cache_taking", default=None)
+        self._watched: list[type] = []
+
+    def load(self, session: Session, mapper: Mapper[Any], key: IdentityKey, load: Callable[[], T], take: Take) -> T:
+        """Return what `load()` returns, after `take` was given the attributes of the instance with that key.
+
+        `take` is not called when there is no such row, or when another listener would be first to see it.
+        """
+        dispatch = mapper.class_manager.dispatch
+        if not dispatch.load and not session.dispatch.loaded_as_persistent:
+            instance = load()
+            if instance is not None and instance_state(instance).key == key:
+                take(instance_state(instance).dict)
+            return instance
+        if mapper.class_ not in self._watched:
+            self._watched.append(mapper.class_)
+            event.listen(mapper.class_, "load", self._loaded, raw=True, insert=True)
+        if next(iter(dispatch.load), None) != self._loaded:
+            return load()
+        token = self._taking.set((key, take))
+        try:
+            return load()
+        finally:
+            self._taking.reset(token)
+
+    def _loaded(self, state: InstanceState[Any], context: object) -> None:
+        taking = self._taking.get()
+        if taking is not None and state.key == taking[0]:
+            taking[1](state.dict)
+
+    def close(self) -> None:
+        """Stop watching."""
+        while self._watched:
+            event.remove(self._watched.pop(), "load", self._loaded)
 
 
 def identity_of(mapper: Mapper[Any], instance: object) -> IdentityKey | None:
@@ -112,22 +141,48 @@ def identity_of(mapper: Mapper[Any], instance: object) -> IdentityKey | None:
     return cast("IdentityKey | None", instance_state(instance).key)
 
 
-def _unwrapped(value: Any) -> Any:
-    for plain in (dict, list, set):
-        if isinstance(value, plain):
-            return plain(value)
-    return value  # the codec will refuse it
+# the engine
 
 
-# --- the engine ----------------------------------------------------------------------------------------------------
-
-
-def isolation_level(bind: Engine | Connection) -> tuple[str, bool]:
+def isolation_level(bind: Engine | Connection, session_options: Mapping[str, Any] | None = None) -> tuple[str, bool]:
     """Return the isolation level, and whether somebody asked for it; sends no SQL. '' when it is not yet known."""
-    asked = bind.get_execution_options().get("isolation_level") or bind.dialect._on_connect_isolation_level
+    asked = (session_options or {}).get("isolation_level") or bind.get_execution_options().get("isolation_level")
+    asked = asked or bind.dialect._on_connect_isolation_level
     if asked:
         return str(asked).upper().replace("_", " "), True
     return str(getattr(bind.dialect, "default_isolation_level", None) or "").upper(), False
+
+
+def commits_each_statement(connection: Connection, sql: str) -> bool:
+    """Return whether the statement that is about to run will have been committed when it ends."""
+    if isolation_level(connection)[0] == "AUTOCOMMIT":
+        return True
+    raw: Any = connection.connection.dbapi_connection
+    if getattr(raw, "autocommit", None) is True:
+        return True
+    if connection.dialect.name != "sqlite":
+        return False
+    # The sqlite3 module begins a transaction before a statement whose first word is one of these, and no other.
+    driver: Any = connection.connection.driver_connection
+    if getattr(driver, "in_transaction", True):
+        return False
+    return driver.isolation_level is None or _SQLITE_BEGINS.match(sql) is None
+
+
+_SQLITE_BEGINS = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:insert|update|delete|replace)\b", re.IGNORECASE | re.DOTALL
+)
+
+
+def engine_events() -> bool:
+    """Return the flag that SQLAlchemy sets on all engines once somebody listens to all of them."""
+    return Engine._has_events
+
+
+def restore_engine_events(flag: bool) -> None:
+    """Put that flag back, unless somebody else listens to all engines now."""
+    dispatch = Engine.dispatch
+    Engine._has_events = flag or any(getattr(dispatch, name)._clslevel.get(Engine) for name in dispatch._event_names)
 
 
 def assigned(statement: Insert | Update) -> Mapping[Any, Any]:
@@ -138,7 +193,7 @@ def assigned(statement: Insert | Update) -> Mapping[Any, Any]:
     return dict(pairs)
 
 
-# --- what is replaced ----------------------------------------------------------------------------------------------
+# what is replaced
 
 merging: ContextVar[bool] = ContextVar("sqlmodel_cache_merging", default=False)
 

@@ -2,19 +2,19 @@
 
 Everything that executes on a connection passes here: flushes, bulk operations, Core, text. A compiled statement is
 analysed once and then only asked for its parameters. Where a statement cannot be read, its tables count as written:
-too much is invalidated, never too little.
+too much is invalidated, never too little. What text says is in `_sqltext.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Table
+from sqlalchemy import CHAR, NCHAR, ColumnClause, String, TypeDecorator
 from sqlalchemy.engine import Compiled
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.sql import operators, visitors
@@ -27,34 +27,38 @@ from sqlalchemy.sql.elements import (
     Grouping,
     TextClause,
 )
-from sqlalchemy.sql.selectable import CompoundSelect, Select
+from sqlalchemy.sql.selectable import CompoundSelect, Select, TableClause
+from sqlalchemy.types import TypeEngine
 
-from . import _sqlalchemy
+from . import _sqlalchemy, _sqltext
+from ._codec import plain_type
 from ._entities import CachedTable, Entities, Interest
+from ._writeset import MAX_NAMED_ROWS
 
-_WRITES = re.compile(
-    r"\b(insert|update|delete|replace|merge|truncate|copy|load|create|alter|drop|rename|call|do|exec|execute|refresh)\b",
-    re.IGNORECASE,
-)
-_UPSERT = re.compile(r"\bDO\s+UPDATE\b|\bON\s+DUPLICATE\b|\bREPLACE\b", re.IGNORECASE)
-_ENDS_TRANSACTION = re.compile(r"(^|;)\s*(commit|end|prepare\s+transaction)\b", re.IGNORECASE)
-_ISOLATES = re.compile(r"\bisolation\b|\bsnapshot\b|\bread_uncommitted\b", re.IGNORECASE)
+_UPSERT = re.compile(r"\bDO\s+UPDATE\b|\bON\s+DUPLICATE\b", re.IGNORECASE)
+_UPSERT_BY = re.compile(r"\bON CONFLICT \(([^()]*)\) DO UPDATE SET (.*)", re.DOTALL)
+_REPLACE = re.compile(r"\bOR\s+REPLACE\b|^\s*REPLACE\b", re.IGNORECASE)
+_ROW_OF_VALUES = re.compile(r".*_m(\d+)$")
 
-# Databases on which, unless a column says otherwise, text is equal only to the same text. Elsewhere `= 'bob'` may change
-# the row 'Bob', and the whole table counts as written.
+# Databases on which, unless a column says otherwise, text is equal only to the same text. Elsewhere `= 'bob'` may
+# change the row 'Bob', and the whole table counts as written.
 _EXACT_TEXT = frozenset({"postgresql", "sqlite", "oracle"})
 
-Kind = Literal["insert", "change"]
+Kind = Literal["insert", "change", "cascade"]
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One effect of a statement. `schema` is where the statement says the table is, `pks` the rows, if known."""
+    """One effect of a statement. `schema` is where the statement says the table is, `pks` the rows, if known.
+
+    A `cascade` happens to a table that the statement does not name. In text, `literal`, schemas are not translated.
+    """
 
     schema: str | None
     table: CachedTable
     kind: Kind
-    pks: tuple[str, ...] | None
+    pks: tuple[str, ...] | None = None
+    literal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,36 +68,37 @@ class _Target:
     `where` names the parameters of the key in the WHERE clause, `assigned` those in VALUES or SET, a name per column.
     """
 
-    schema: str | None
-    table: CachedTable
-    kind: Kind
+    effect: Write
     where: tuple[str, ...] = ()
     assigned: tuple[str, ...] = ()
 
-    def write(self, parameters: list[dict[str, Any]]) -> Write:
+    def write(self, parameters: Sequence[Mapping[str, Any]]) -> Write:
         """Return the effect for one execution."""
-        rows: set[str] | None = set()
-        if not parameters or not (self.where or self.assigned):
-            rows = None
+        if not (self.where or self.assigned) or not 0 < len(parameters) <= MAX_NAMED_ROWS:
+            return self.effect
+        rows: set[str] = set()
         for values in parameters:
-            if rows is None:
-                break
-            for pk in self._primary_keys(values):
-                text = None if pk is None else self.table.pk_text(pk)
-                if text is None:
-                    rows = None
-                    break
+            for pk in self._after(values) if not self.where else self._before_and_after(values):
+                text = self.effect.table.pk_text(pk)
+                if text is None:  # not in the parameters, or of another type
+                    return self.effect
                 rows.add(text)
-        return Write(self.schema, self.table, self.kind, None if rows is None else tuple(rows))
+        return replace(self.effect, pks=tuple(rows))
 
-    def _primary_keys(self, values: dict[str, Any]) -> Iterator[Sequence[Any] | None]:
-        """Yield the keys before and after, and None for one that is not in the parameters."""
-        if not self.where:
-            yield [values[name] for name in self.assigned] if values.keys() >= set(self.assigned) else None
-            return
+    def _after(self, values: Mapping[str, Any]) -> Iterator[list[Any]]:
+        names = self.assigned
+        if names[0] in values or f"{names[0]}_m0" not in values:
+            yield [values.get(name) for name in names]
+        else:  # VALUES with several rows
+            for row in {found[1] for name in values if (found := _ROW_OF_VALUES.match(name))}:
+                yield [values.get(f"{name}_m{row}") for name in names]
+
+    def _before_and_after(self, values: Mapping[str, Any]) -> Iterator[list[Any]]:
         before = [values.get(name) for name in self.where]
-        if len(before) == 1 and isinstance(before[0], list | tuple | set):
-            yield from ([value] for value in before[0])
+        if self.where[0] not in values and len(before) == 1:  # an IN, which SQLAlchemy has expanded by now
+            names = (f"{self.where[0]}_{count}" for count in itertools.count(1))
+            many = [values[name] for name in itertools.takewhile(values.__contains__, names)]
+            yield from ([value] for value in many or [None])
         else:
             yield before
         if any(name in values for name in self.assigned):
@@ -112,79 +117,106 @@ class Statements:
     def writes_of(self, context: DefaultExecutionContext, sql: str) -> list[Write]:
         """Return what an execution writes to tables that matter; an empty list for nearly all."""
         compiled = context.compiled
-        if compiled is None:
+        if compiled is None or context.isddl:
             return list(self._of_text(sql))
         if self._generation != self._entities.generation:
             self._targets = weakref.WeakKeyDictionary()
             self._generation = self._entities.generation
         targets = self._targets.get(compiled)
         if targets is None:
-            targets = self._targets[compiled] = self._analyse(compiled)
+            targets = self._targets[compiled] = tuple(self._analyse(compiled))
         if not targets:
             return []
         parameters = context.compiled_parameters if hasattr(context, "compiled_parameters") else []
         return [target.write(parameters) for target in targets]
 
-    def _analyse(self, compiled: Compiled) -> tuple[_Target, ...]:
-        statement = compiled.statement
-        if isinstance(statement, Select | CompoundSelect):
-            if not getattr(compiled, "ctes", None):
-                return ()
-            return tuple(self._nested(compiled, statement))
+    def _analyse(self, compiled: Compiled) -> Iterator[_Target]:
+        statement: Any = compiled.statement
         if isinstance(statement, Insert | Update | Delete):
-            return (*self._of_dml(compiled, statement), *self._nested(compiled, statement))
-        text = getattr(compiled, "string", None) or str(statement)
-        return tuple(_Target(write.schema, write.table, write.kind) for write in self._of_text(text))
-
-    def _nested(self, compiled: Compiled, statement: Any) -> Iterator[_Target]:
-        """DML inside a CTE; its rows are not told apart."""
-        if not getattr(compiled, "ctes", None):
-            return
-        for element in visitors.iterate(statement):
-            if isinstance(element, Insert | Update | Delete) and element is not statement:
-                for target in self._of_dml(compiled, element):
-                    yield _Target(target.schema, target.table, target.kind)
+            yield from self._of_dml(compiled, statement)
+        elif not isinstance(statement, Select | CompoundSelect):
+            yield from map(_Target, self._of_text(getattr(compiled, "string", None) or str(statement)))
+        for cte in getattr(compiled, "ctes", None) or ():
+            for element in visitors.iterate(cte.element):
+                if isinstance(element, Insert | Update | Delete):
+                    yield from (_Target(target.effect) for target in self._of_dml(compiled, element))
+                elif isinstance(element, TextClause):
+                    yield from map(_Target, self._of_text(element.text))
 
     def _of_dml(self, compiled: Compiled, statement: Insert | Update | Delete) -> Iterator[_Target]:
-        names = _tables_in(statement.table)
         assigned = {} if isinstance(statement, Delete) else _sqlalchemy.assigned(statement)
+        tables = _tables_in(statement.table)
         for column in assigned:  # some databases update several tables at once
-            names |= _tables_in(getattr(column, "table", None))
-        for schema, name in names:
+            tables |= _tables_in(getattr(column, "table", None))
+        for schema, name in tables:
             interest = self._entities.interest(name)
             if interest is None:
                 continue
-            for cached in _same_table(interest, schema):
-                yield _of_table(compiled, statement, schema, cached, assigned)
-            yield from _cascades(interest, delete=isinstance(statement, Delete), update=isinstance(statement, Update))
+            replaces = not isinstance(statement, Delete) and _replaces(compiled, interest)
+            for cached in interest.cached:
+                if replaces:
+                    yield _Target(Write(schema, cached, "change"))
+                else:
+                    yield _of_table(compiled, statement, schema, cached, assigned)
+            upserts = isinstance(statement, Insert) and _UPSERT.search(_string(compiled)) is not None
+            touched = {*(interest.on_delete if replaces or isinstance(statement, Delete) else ())}
+            if replaces or upserts or isinstance(statement, Update):
+                columns = None if replaces or upserts else _columns_set(compiled, statement, assigned)
+                touched |= {
+                    child for child, referred in interest.on_update.items() if columns is None or referred & columns
+                }
+            yield from (_Target(Write(schema, child, "cascade")) for child in touched)
 
     def _of_text(self, sql: str) -> Iterator[Write]:
-        if not _WRITES.search(sql):
+        verbs = _sqltext.verbs(sql)
+        if not verbs:
             return
-        for schema, name in self._entities.mentioned_in(sql):
+        mentioned = self._entities.mentioned_in(sql)
+        if _sqltext.changes_schema(sql):
+            schemas = (None, *re.findall(r"\w+", sql))
+            mentioned |= {(schema, name) for schema in schemas for name in self._entities.interests()}
+        for schema, name in mentioned:
             interest = self._entities.interest(name)
             if interest is None:
                 continue
-            for cached in _same_table(interest, schema):
-                yield Write(schema, cached, "change", None)
-            for target in _cascades(interest, delete=True, update=True):
-                yield target.write([])
-
-
-def _same_table(interest: Interest, schema: str | None) -> list[CachedTable]:
-    """Return the cached tables that a name may mean: no schema may be any, and any may be the default one."""
-    return [cached for cached in interest.cached if schema is None or cached.schema in (None, schema)]
-
-
-def _cascades(interest: Interest, *, delete: bool, update: bool) -> Iterator[_Target]:
-    for cached in {*(interest.on_delete if delete else ()), *(interest.on_update if update else ())}:
-        yield _Target(cached.schema, cached, "change")
+            kind: Kind = "insert" if verbs == {"insert"} and not interest.replaces else "change"
+            for cached in interest.cached:
+                yield Write(schema, cached, kind, literal=True)
+            touched = {*interest.on_delete, *interest.on_update} if kind == "change" else set()
+            if _sqltext.empties_referrers(sql):
+                touched |= interest.on_truncate
+            yield from (Write(schema, child, "cascade", literal=True) for child in touched)
 
 
 def _tables_in(element: Any) -> set[tuple[str | None, str]]:
     if element is None:
         return set()
-    return {(part.schema, part.name) for part in visitors.iterate(element) if isinstance(part, Table)}
+    return {(part.schema, part.name) for part in visitors.iterate(element) if isinstance(part, TableClause)}
+
+
+def _string(compiled: Compiled) -> str:
+    return getattr(compiled, "string", None) or ""
+
+
+def _replaces(compiled: Compiled, interest: Interest) -> bool:
+    """Return whether a conflict deletes rows that the statement does not name."""
+    on_sqlite = compiled.dialect.name == "sqlite"
+    return (interest.replaces and on_sqlite) or _REPLACE.search(_string(compiled)) is not None
+
+
+def _columns_set(compiled: Compiled, statement: Any, assigned: Mapping[Any, Any]) -> set[str] | None:
+    """Return the names of the columns that an UPDATE may set, in lower case, or None for all."""
+    keys = {*(getattr(column, "key", column) for column in assigned), *(getattr(compiled, "column_keys", None) or ())}
+    if not keys:
+        return None
+    columns = getattr(statement.table, "columns", ())
+    by_key = {column.key: column.name.lower() for column in columns}
+    by_themselves = {
+        column.name.lower()
+        for column in columns
+        if any(getattr(column, name, None) is not None for name in ("onupdate", "server_onupdate", "computed"))
+    }
+    return {by_key.get(key, str(key).lower()) for key in keys} | by_themselves
 
 
 def _of_table(
@@ -195,38 +227,77 @@ def _of_table(
     assigned: Mapping[Any, Any],
 ) -> _Target:
     table = statement.table
-    if not isinstance(table, Table) or table.name.lower() != cached.name.lower():
-        return _Target(schema, cached, "change")  # an alias, a join, or another table than the statement's own
-    keys = {column.name.lower(): column.key for column in table.columns}
-    names = tuple(keys.get(column.lower(), column) for column in cached.pk_columns)
+    whole = _Target(Write(schema, cached, "change"))
+    if not isinstance(table, TableClause) or table.name.lower() != cached.name.lower():
+        return whole  # an alias, a join, or another table than the statement's own
+    by_name = {column.name.lower(): column for column in table.columns}
+    columns = [by_name.get(name.lower()) for name in cached.pk_columns]
+    if any(column is None for column in columns):
+        return _Target(Write(schema, cached, "insert")) if _only_inserts(compiled, statement) else whole
+    given = {getattr(column, "key", column): value for column, value in assigned.items()}
+    names = tuple(_parameter(compiled, column.key, given.get(column.key)) for column in columns if column is not None)
+    exact = all(_exact(compiled, column, type_) for column, type_ in zip(columns, cached.pk_types, strict=True))
+    if _only_inserts(compiled, statement):
+        return _Target(Write(schema, cached, "insert"), (), names if exact else ())
+    if not exact or "" in names:
+        return whole  # other text may mean the same row, or the new primary key is computed by the database
     if isinstance(statement, Insert):
-        upsert = _UPSERT.search(getattr(compiled, "string", None) or "REPLACE")
-        return _Target(schema, cached, "change") if upsert else _Target(schema, cached, "insert", (), names)
+        return _Target(whole.effect, (), names) if _upserts_by_key(compiled, cached) else whole
     where = _where(compiled, statement, cached)
-    expressions = {getattr(column, "name", column) for column, value in assigned.items() if _is_expression(value)}
-    if expressions & set(cached.pk_columns):
-        where = ()  # the new primary key is computed by the database
-    return _Target(schema, cached, "change", where, names if where else ())
+    return _Target(whole.effect, where, names) if where else whole
 
 
-def _is_expression(value: object) -> bool:
-    return isinstance(value, ClauseElement) and not isinstance(value, BindParameter)
+def _only_inserts(compiled: Compiled, statement: Insert | Update | Delete) -> bool:
+    return isinstance(statement, Insert) and _UPSERT.search(_string(compiled)) is None
+
+
+def _parameter(compiled: Compiled, key: str, value: object) -> str:
+    """Return the name of the parameter that sets a column, or "" where an expression does."""
+    if isinstance(value, BindParameter):  # the compiler may have copied it, and names a nameless one after the column
+        name = getattr(compiled, "bind_names", {}).get(value, key if value.unique else value.key)
+        return str(name) if name in getattr(compiled, "binds", ()) else ""
+    return "" if isinstance(value, ClauseElement) else key
+
+
+def _upserts_by_key(compiled: Compiled, cached: CachedTable) -> bool:
+    """Return whether the only rows that an upsert changes have the primary keys that it would insert."""
+    found = _UPSERT_BY.findall(_string(compiled))
+    if len(found) != 1 or _string(compiled).count("ON CONFLICT") != 1:
+        return False
+    target, changes = found[0]
+    if sorted(name.strip(' "') for name in target.split(",")) != sorted(cached.pk_columns):
+        return False
+    return not any(re.search(rf'(?<!\w)"?{re.escape(name)}"?\s*[=,)]', changes) for name in cached.pk_columns)
+
+
+def _exact(compiled: Compiled, column: Any, wanted: type) -> bool:
+    """Return whether `column = value` is true of no row but the one whose key has the text of `value`."""
+    if type(column.type).bind_expression not in (TypeEngine.bind_expression, TypeDecorator.bind_expression):
+        return False
+    if wanted is not str:
+        return True
+    plain = plain_type(column.type)
+    if not isinstance(plain, String) or isinstance(plain, CHAR | NCHAR) or plain.__visit_name__ == "CITEXT":
+        return False  # unknown, padded, or equal without regard to case
+    return compiled.dialect.name in _EXACT_TEXT and plain.collation is None
 
 
 def _where(compiled: Compiled, statement: Update | Delete, cached: CachedTable) -> tuple[str, ...]:
     """Return the parameters in `WHERE pk = :p AND ...` or `WHERE pk IN (:p)`, one per column, or ()."""
-    if str in cached.pk_types and compiled.dialect.name not in _EXACT_TEXT:
-        return ()
+    table: Any = statement.table
     names: dict[str, str] = {}
     for column, bind in _equalities(statement.whereclause, many=len(cached.pk_columns) == 1):
-        of_table = getattr(getattr(column, "table", None), "name", None) == cached.name
         name = getattr(compiled, "bind_names", {}).get(bind)
-        if of_table and name is not None:
-            names[column.name] = name
-    return tuple(names[column] for column in cached.pk_columns) if names.keys() >= set(cached.pk_columns) else ()
+        if name is None or not isinstance(column, ColumnClause):
+            continue
+        of: Any = table if column.table is None else column.table
+        if (getattr(of, "name", None), getattr(of, "schema", None)) == (table.name, table.schema):
+            names[column.name.lower()] = name
+    wanted = [name.lower() for name in cached.pk_columns]
+    return tuple(names[name] for name in wanted) if names.keys() >= set(wanted) else ()
 
 
-def _equalities(clause: ColumnElement[Any] | None, *, many: bool) -> Iterator[tuple[Any, BindParameter[Any]]]:
+def _equalities(clause: Any, *, many: bool) -> Iterator[tuple[Any, BindParameter[Any]]]:
     if isinstance(clause, Grouping):
         yield from _equalities(clause.element, many=many)
     elif isinstance(clause, BooleanClauseList) and clause.operator is operators.and_:
@@ -235,20 +306,3 @@ def _equalities(clause: ColumnElement[Any] | None, *, many: bool) -> Iterator[tu
     elif isinstance(clause, BinaryExpression) and isinstance(clause.right, BindParameter):
         if clause.operator is operators.eq or (many and clause.operator is operators.in_op):
             yield clause.left, clause.right
-
-
-def is_text(context: DefaultExecutionContext) -> bool:
-    """Return whether a statement came as text: `text()`, `exec_driver_sql()`."""
-    return context.compiled is None or isinstance(context.compiled.statement, TextClause)
-
-
-@lru_cache(maxsize=1024)
-def ends_transaction(sql: str) -> bool:
-    """Return whether a statement in text commits by itself."""
-    return _ENDS_TRANSACTION.search(sql) is not None
-
-
-@lru_cache(maxsize=1024)
-def isolates(sql: str) -> bool:
-    """Return whether a statement in text sets an isolation level or a snapshot."""
-    return _ISOLATES.search(sql) is not None

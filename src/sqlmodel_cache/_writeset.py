@@ -6,11 +6,13 @@ outer transaction, a static pool), and it is the connection's COMMIT that makes 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
 _INFO_KEY = "sqlmodel_cache"
 
@@ -77,20 +79,48 @@ def _add(rows: dict[TableRef, set[str]], tables: set[TableRef], ref: TableRef, p
     rows.pop(ref, None)
 
 
+Unnamed = tuple[list[Any], Any]  # the writes of a statement, and its schema_translate_map
+
+
 @dataclass(slots=True)
 class Transaction:
     """What the library knows of the transaction on one DBAPI connection."""
 
     writes: WriteSet = field(default_factory=WriteSet)
+    unnamed: list[Unnamed] = field(default_factory=list)  # written before the database could be asked for its name
+    began: float | None = None  # seconds of time.monotonic(), not later than its snapshot; None when nobody saw it
     isolated: bool = False  # a statement has set an isolation level, or the snapshot, by hand
     fence: Any = None  # the fence of a statement that commits by itself, while it runs
+    autocommit: bool = False  # that statement is all there is to commit; otherwise the write set outlives it
     in_recovery: bool | None = None  # whether the server is a replica; None until asked
+
+    @property
+    def wrote(self) -> bool:
+        """Whether there is anything to fence, or to keep this transaction from."""
+        return bool(self.writes or self.unnamed)
+
+    def covers(self, ref: TableRef, pk: str) -> bool:
+        """Return whether this transaction may see the row differently from everybody else."""
+        return bool(self.unnamed) or self.writes.covers(ref, pk)
+
+    def statement_ended(self) -> None:
+        """Forget what a statement that commits by itself has written.
+
+        Not after a COMMIT in text: other statements may stand behind it, or it may stand in a literal.
+        """
+        self.fence = None
+        if self.autocommit:
+            self.autocommit = False
+            self.writes.clear()
 
     def end(self) -> None:
         """Forget what belongs to a transaction, and keep what belongs to the connection."""
         self.writes.clear()
+        self.unnamed.clear()
+        self.began = None
         self.isolated = False
         self.fence = None
+        self.autocommit = False
 
 
 def transaction_of(connection: Connection) -> Transaction:
@@ -114,3 +144,18 @@ def forget(info: dict[Any, Any]) -> None:
     found: Transaction | None = info.get(_INFO_KEY)
     if found is not None:
         found.end()
+
+
+# Pools whose sessions share a DBAPI connection, and with it a transaction. Only ever added to; entries go with a pool.
+_shared: weakref.WeakKeyDictionary[Pool, Transaction] = weakref.WeakKeyDictionary()
+
+
+def share(pool: Pool, state: Transaction) -> None:
+    """Remember the transaction of a pool whose sessions share it."""
+    if isinstance(pool, StaticPool | SingletonThreadPool):
+        _shared[pool] = state
+
+
+def shared_transaction(pool: Pool) -> Transaction | None:
+    """Return the transaction that every session on this pool is in, or None for an ordinary pool."""
+    return _shared.get(pool) if _shared else None

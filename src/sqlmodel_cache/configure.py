@@ -64,12 +64,10 @@ class SQLModelCache:
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
         """
-        if isinstance(transport, str):
-            settings_transport: object = "redis"  # a URL may hold a password
-        else:
-            settings_transport = transport
+        sync_side, async_side = _both(transport, async_transport)
+        given = sync_side if transport is None or isinstance(transport, str) else transport
         settings = Settings(
-            transport=settings_transport,
+            transport=async_side if given is None else given,
             async_transport=async_transport,
             default_ttl=default_ttl,
             key_prefix=key_prefix,
@@ -79,7 +77,7 @@ class SQLModelCache:
             on_unreachable=on_unreachable,
             snapshot_reads=snapshot_reads,
         )
-        cache = Cache(settings, *_both(transport, async_transport))
+        cache = Cache(settings, sync_side, async_side)
         cache.entities.check()
         with cls._lock:
             cls._remove()
@@ -89,7 +87,10 @@ class SQLModelCache:
 
     @classmethod
     def reset(cls) -> None:
-        """Leave SQLAlchemy and SQLModel exactly as they were found. Does nothing when nothing is configured."""
+        """Leave SQLAlchemy and SQLModel exactly as they were found. Does nothing when nothing is configured.
+
+        In an asyncio application, `await SQLModelCache.aclose()` first closes what only its event loop can.
+        """
         with cls._lock:
             cls._remove()
 
@@ -100,8 +101,8 @@ class SQLModelCache:
         The cache stays configured, and opens new connections when it is used again.
         """
         cache = cls._cache
-        if cache is not None and cache.async_transport is not None:
-            await cache.async_transport.aclose()
+        if cache is not None and cache.driver.async_transport is not None:
+            await cache.driver.async_transport.aclose()
 
     @classmethod
     def get_config(cls) -> Settings | None:
@@ -119,23 +120,23 @@ class SQLModelCache:
     def _remove(cls) -> None:
         if cls._hooks is not None:
             cls._hooks.remove()
-        if cls._cache is not None and cls._cache.sync_transport is not None:
-            cls._cache.sync_transport.close()
+        if cls._cache is not None:
+            cls._cache.close()
         cls._cache = cls._hooks = None
 
 
 def _both(transport: Any, async_transport: Any) -> tuple[SyncTransport | None, AsyncTransport | None]:
-    """Return the transports of both kinds of sessions; None for one that cannot be derived, an error when it is used."""
-    if async_transport is not None and not isinstance(async_transport, AsyncTransport):
+    """Return the transports of both kinds of sessions; None where none can be derived: an error when it is used."""
+    if async_transport is not None and not _is(async_transport, AsyncTransport):
         raise ConfigurationError("async_transport", async_transport, "give a RedisAsyncTransport(redis.asyncio.Redis)")
     if transport is None and async_transport is None:
         return MemoryTransport(), None
     if isinstance(transport, str):
         sync, derived = from_url(transport)
         return sync, derived if async_transport is None else async_transport
-    if isinstance(transport, AsyncTransport) and async_transport is None:
+    if _is(transport, AsyncTransport) and async_transport is None:
         transport, async_transport = None, transport
-    if transport is not None and not isinstance(transport, SyncTransport):
+    if transport is not None and not _is(transport, SyncTransport):
         raise ConfigurationError(
             "transport",
             transport,
@@ -147,6 +148,10 @@ def _both(transport: Any, async_transport: Any) -> tuple[SyncTransport | None, A
     if async_transport is None and isinstance(transport, RedisSyncTransport):
         async_transport = _twin(transport)
     return transport, async_transport
+
+
+def _is(transport: object, kind: type) -> bool:
+    return isinstance(transport, kind) and not isinstance(transport, type)
 
 
 def _twin(transport: RedisSyncTransport | RedisAsyncTransport) -> Any:

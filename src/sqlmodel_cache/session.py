@@ -1,8 +1,8 @@
 """The hooks on SQLAlchemy's sessions and connections: the shell, which decides nothing.
 
-    Session.get                         -> Cache.get
-    every statement of every connection -> Cache.record, into the connection's write set
-    a connection's outermost COMMIT     -> Cache.commit around it
+    Session.get                         -> Reader.get
+    every statement of every connection -> Writer.record, into the connection's write set
+    a connection's outermost COMMIT     -> Writer.commit around it
     a connection's outermost ROLLBACK   -> the write set is forgotten
 
 The outermost COMMIT is a connection's, not a session's: `after_commit` fires on a SAVEPOINT's release, a session that
@@ -12,6 +12,7 @@ joined an outer transaction commits nothing, and `engine.begin()` has no session
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +24,11 @@ from sqlalchemy.pool import Pool
 from . import _sqlalchemy
 from ._effects import Outcome
 from ._entities import config_of
-from ._statements import ends_transaction, is_text, isolates
+from ._sqltext import ends_transaction, is_text, isolates, prepares
 from ._writeset import forget, known_transaction_of, transaction_of
-from .cache import Cache, outcome_of
+from ._writing import outcome_of
+from .cache import Cache
 from .errors import InvalidationError
-
-_DDL_COMMITS = frozenset({"mysql", "mariadb", "oracle"})
 
 
 class Hooks:
@@ -38,6 +38,8 @@ class Hooks:
         self._cache = cache
         self._patches = _sqlalchemy.Patches()
         self._listeners: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+            (Engine, "begin", self._begin),
+            (Engine, "begin_twophase", self._begin),
             (Engine, "before_cursor_execute", self._before_cursor_execute),
             (Engine, "after_cursor_execute", self._after_cursor_execute),
             (Engine, "handle_error", self._handle_error),
@@ -54,6 +56,7 @@ class Hooks:
         self._patches.replace(Connection, "_commit_twophase_impl", self._commit)
         self._patches.replace(Connection, "_rollback_impl", _rollback)
         self._patches.replace(Connection, "_rollback_twophase_impl", _rollback)
+        self._engine_events = _sqlalchemy.engine_events()
         for target, name, listener in self._listeners:
             event.listen(target, name, listener)
 
@@ -62,31 +65,32 @@ class Hooks:
         self._patches.restore()
         for target, name, listener in self._listeners:
             event.remove(target, name, listener)
+        _sqlalchemy.restore_engine_events(self._engine_events)
 
-    # --- sessions ------------------------------------------------------------------------------------------------------
+    # sessions
 
     def _get(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        cache = self._cache
+        reader = self._cache.reader
 
         @functools.wraps(original)
         def get(self: Session, entity: Any, ident: Any, **options: Any) -> Any:
-            return cache.get(self, entity, ident, options, lambda: original(self, entity, ident, **options))
+            return reader.get(self, entity, ident, options, lambda: original(self, entity, ident, **options))
 
         return get
 
-    # --- connections ---------------------------------------------------------------------------------------------------
+    # connections
 
     def _commit(self, original: Callable[..., None]) -> Callable[..., None]:
-        cache = self._cache
+        writer = self._cache.writer
 
         @functools.wraps(original)
         def commit(self: Connection, *args: Any) -> None:
             state = known_transaction_of(self)
-            if state is None or not state.writes:
+            if state is None or not state.wrote:
                 original(self, *args)
             else:
                 try:
-                    cache.commit(state, lambda: original(self, *args))
+                    writer.commit(self, state, lambda: original(self, *args))
                 except InvalidationError:
                     self.connection.rollback()
                     state.end()
@@ -96,6 +100,11 @@ class Hooks:
 
         return commit
 
+    def _begin(self, connection: Connection, *_: Any) -> None:
+        state = transaction_of(connection)
+        if state.began is None:  # a shared DBAPI connection may have begun before
+            state.began = time.monotonic()
+
     def _before_cursor_execute(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
     ) -> None:
@@ -104,30 +113,40 @@ class Hooks:
             transaction_of(connection).isolated = True
         writes = self._cache.statements.writes_of(context, statement)
         if writes:
-            state = self._cache.record(connection, writes, context.execution_options.get("schema_translate_map"))
-            if _commits_itself(connection, context) or (text and ends_transaction(statement)):
-                self._cache.begin_fence(state)
-        elif text and ends_transaction(statement):
+            state = self._cache.writer.record(connection, writes, context.execution_options.get("schema_translate_map"))
+            state.autocommit = _sqlalchemy.commits_each_statement(connection, statement)
+        else:
             known = known_transaction_of(connection)
-            if known is not None:
-                self._cache.begin_fence(known)
+            if known is None or not known.wrote:
+                return
+            state = known
+            state.autocommit = False
+        if state.autocommit or (text and ends_transaction(statement, connection.dialect.name)):
+            self._cache.writer.begin_fence(connection, state)
 
-    def _after_cursor_execute(self, connection: Connection, *_: Any) -> None:
+    def _after_cursor_execute(
+        self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
+    ) -> None:
         state = known_transaction_of(connection)
-        if state is not None and state.fence is not None:
-            self._cache.end_fence(state, Outcome.COMMITTED)
+        if state is None or not (state.fence or state.autocommit):
+            return
+        # SQLite commits a statement that returns rows when the last has been fetched; nothing says when that is.
+        rows_left = cursor.description is not None and not connection.dialect.is_async
+        unfinished = state.autocommit and rows_left and connection.dialect.name == "sqlite"
+        unknown = unfinished or (is_text(context) and prepares(statement))
+        self._cache.writer.end_fence(state, Outcome.UNKNOWN if unknown else Outcome.COMMITTED)
 
     def _handle_error(self, context: Any) -> None:
         connection = context.connection
         state = None if connection is None else known_transaction_of(connection)
-        if state is not None and state.fence is not None:
+        if state is not None and (state.fence or state.autocommit):
             error = context.sqlalchemy_exception or context.original_exception
-            self._cache.end_fence(state, outcome_of(error) if isinstance(error, Exception) else Outcome.UNKNOWN)
+            self._cache.writer.end_fence(state, outcome_of(error) if isinstance(error, Exception) else Outcome.UNKNOWN)
 
     def _checkin(self, dbapi_connection: Any, record: Any) -> None:
         forget(record.info)
 
-    # --- what is cached --------------------------------------------------------------------------------------------------
+    # what is cached
 
     def _mapper_constructed(self, mapper: Mapper[Any], class_: type) -> None:
         self._cache.entities.changed()
@@ -160,9 +179,3 @@ def _merge(original: Callable[..., Any]) -> Callable[..., Any]:
             _sqlalchemy.merging.reset(token)
 
     return merge
-
-
-def _commits_itself(connection: Connection, context: Any) -> bool:
-    if context.isddl and connection.dialect.name in _DDL_COMMITS:
-        return True
-    return _sqlalchemy.isolation_level(connection)[0] == "AUTOCOMMIT"

@@ -9,7 +9,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import sha1
+from hashlib import blake2b
 from typing import Any, ClassVar
 
 from .._effects import Begin, End, Fenced, Fill, Granted, Hit, Keys, Lease, LeaseReply, Lookup
@@ -24,6 +24,10 @@ class _Fence:
     version: bytes
     pending: dict[bytes, float] = field(default_factory=dict)  # token -> deadline, ms
     expires: float = 0.0  # ms; 0 = never
+
+    def is_pending(self, now: float) -> bool:
+        self.prune(now)
+        return bool(self.pending)
 
     def prune(self, now: float) -> None:
         if self.pending:
@@ -134,22 +138,19 @@ class MemoryTransport:
         if type(held) is _Value:
             if not effect.replace and held.fingerprint == effect.fingerprint and held.table_version == shard.version:
                 return Hit(held.payload)
-            held = None
-        if held is None:
-            held = _Fence(self._fresh(effect.id))
-            self._put(row, held)
-        assert isinstance(held, _Fence)
-        if held.pending:
+        fence = held if isinstance(held, _Fence) else _Fence(self._fresh(effect.id))
+        if fence.pending:
             return Fenced()
-        held.expires = now + LEASE_MS
-        return Granted(held.version, shard.version)
+        fence.expires = now + LEASE_MS
+        self._put(row, fence, now)
+        return Granted(fence.version, shard.version)
 
     def _fill(self, effect: Fill, now: float) -> bool:
         held = self._held(effect.entry.row, now)
         if not isinstance(held, _Fence) or held.version != effect.lease.version or held.pending:
             return False
         value = _Value(effect.lease.table_version, effect.fingerprint, effect.payload, now + effect.ttl_ms)
-        self._put(effect.entry.row, value)
+        self._put(effect.entry.row, value, now)
         return True
 
     def _begin(self, effect: Begin, now: float) -> None:
@@ -160,19 +161,19 @@ class MemoryTransport:
             fence.version = self._fresh(effect.id)
             fence.pending[effect.id] = now + effect.fence_ttl_ms
             fence.expires = 0.0
-            self._keep(key, fence, is_row)
+            self._keep(key, fence, is_row, now)
 
     def _end(self, effect: End, now: float) -> None:
         for key, is_row in _each(effect.keys):
             held = self._held(key, now) if is_row else self._tables.get(key)
             fence = held if isinstance(held, _Fence) else _Fence(b"")
-            owned = fence.pending.pop(effect.token, None) is not None
             fence.prune(now)
+            owned = fence.pending.pop(effect.token, None) is not None
             if not owned:
                 fence.version = self._fresh(effect.id)
             if is_row and not fence.pending:
                 fence.expires = now + LEASE_MS
-            self._keep(key, fence, is_row)
+            self._keep(key, fence, is_row, now)
 
     _handlers: ClassVar[dict[type, Callable[[Any, Any, float], Any]]] = {
         Lease: _lease,
@@ -183,7 +184,7 @@ class MemoryTransport:
 
     def _fresh(self, id: bytes) -> bytes:
         self._count += 1
-        return sha1(id + str(self._count).encode()).digest()[:16]
+        return blake2b(id + str(self._count).encode(), digest_size=16).digest()
 
     def _held(self, key: str, now: float) -> _Fence | _Value | None:
         held = self._rows.get(key)
@@ -194,18 +195,18 @@ class MemoryTransport:
             held.prune(now)
         return held
 
-    def _keep(self, key: str, fence: _Fence, is_row: bool) -> None:
+    def _keep(self, key: str, fence: _Fence, is_row: bool, now: float) -> None:
         if is_row:
-            self._put(key, fence)
+            self._put(key, fence, now)
         else:
             self._tables[key] = fence
 
-    def _put(self, key: str, held: _Fence | _Value) -> None:
+    def _put(self, key: str, held: _Fence | _Value, now: float) -> None:
         self._rows[key] = held
         self._rows.move_to_end(key)
         if len(self._rows) > self._max_rows:
             for oldest, candidate in self._rows.items():
-                if type(candidate) is _Value or not candidate.pending:
+                if isinstance(candidate, _Value) or not candidate.is_pending(now):
                     del self._rows[oldest]
                     return
 

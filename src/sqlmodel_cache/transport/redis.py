@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import redis
 import redis.asyncio
@@ -48,9 +48,10 @@ class _Script:
 
 
 def _script(name: str) -> _Script:
-    folder = files(__package__).joinpath("lua")
+    folder = files("sqlmodel_cache.transport").joinpath("lua")
     source = folder.joinpath("marks.lua").read_text() + folder.joinpath(f"{name}.lua").read_text()
-    return _Script(source, hashlib.sha1(source.encode()).hexdigest())
+    digest = hashlib.sha1(source.encode(), usedforsecurity=False)  # what EVALSHA names a script by
+    return _Script(source, digest.hexdigest())
 
 
 LEASE, FILL, BEGIN, END = map(_script, ("lease", "fill", "begin", "end"))
@@ -135,8 +136,12 @@ def _failed(effect: Effect[Any], error: BaseException) -> TransportError:
 # What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
 _TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError)
 
+# Connection settings that mean the same to redis-py's sync and async connections.
 _SHARED_SETTINGS = frozenset(
-    ["host", "port", "db", "username", "password", "path", "client_name", "protocol", "credential_provider", "encoding", "encoding_errors", "socket_keepalive", "socket_keepalive_options", "socket_type", "health_check_interval", "ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_check_hostname", "ssl_password", "ssl_min_version", "ssl_ciphers", "ssl_include_verify_flags", "ssl_exclude_verify_flags"]
+    """host port db username password path client_name protocol credential_provider encoding encoding_errors
+    socket_keepalive socket_keepalive_options socket_type health_check_interval
+    ssl_keyfile ssl_certfile ssl_cert_reqs ssl_ca_certs ssl_ca_path ssl_ca_data ssl_check_hostname ssl_password
+    ssl_min_version ssl_ciphers ssl_include_verify_flags ssl_exclude_verify_flags""".split()  # noqa: SIM905
 )
 
 _TWINS: tuple[tuple[type, type], ...] = (
@@ -167,8 +172,8 @@ class RedisSyncTransport:
         self.client = client
         self.timeout_ms = milliseconds("timeout", timeout)
         self.commit_timeout_ms = milliseconds("commit_timeout", commit_timeout)
-        self._reads = _bounded(client, self.timeout_ms)
-        self._commits = _bounded(client, self.commit_timeout_ms)
+        self._reads: Any = _bounded(client, self.timeout_ms)
+        self._commits: Any = _bounded(client, self.commit_timeout_ms)
 
     def execute(self, effect: Effect[Any]) -> Any:
         """Return the effect's reply; raises TransportError when Redis does not give one in time."""
@@ -182,7 +187,7 @@ class RedisSyncTransport:
             raise _failed(effect, error) from error
         return decode(effect, replies)
 
-    def _send(self, client: redis.Redis, commands: list[Command]) -> list[Any]:
+    def _send(self, client: Any, commands: list[Command]) -> list[Any]:
         if len(commands) == 1:
             try:
                 return [client.execute_command(*_words(commands[0]), NEVER_DECODE=True)]
@@ -191,7 +196,7 @@ class RedisSyncTransport:
         with client.pipeline(transaction=False) as pipe:
             for command in commands:
                 pipe.execute_command(*_words(command), NEVER_DECODE=True)
-            return cast("list[Any]", pipe.execute(raise_on_error=False))
+            return list(pipe.execute(raise_on_error=False))
 
     def close(self) -> None:
         """Close the connections that the transport opened; the given client stays open."""
@@ -253,7 +258,7 @@ class RedisAsyncTransport:
             raise _failed(effect, error) from error
         return decode(effect, replies)
 
-    async def _send(self, client: redis.asyncio.Redis, commands: list[Command]) -> list[Any]:
+    async def _send(self, client: Any, commands: list[Command]) -> list[Any]:
         if len(commands) == 1:
             try:
                 return [await client.execute_command(*_words(commands[0]), NEVER_DECODE=True)]
@@ -262,9 +267,9 @@ class RedisAsyncTransport:
         async with client.pipeline(transaction=False) as pipe:
             for command in commands:
                 await _queued(pipe.execute_command(*_words(command), NEVER_DECODE=True))
-            return cast("list[Any]", await pipe.execute(raise_on_error=False))
+            return list(await pipe.execute(raise_on_error=False))
 
-    def _client(self) -> redis.asyncio.Redis:
+    def _client(self) -> Any:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:

@@ -25,18 +25,19 @@ local function read(key)
   return raw
 end
 
--- Returns version, live pendings (as stored), whether any had lapsed; or nil when raw is not a fence.
+-- Returns version, live pendings (as stored) but for that of the token `except`, and what was left out: 'owner' when
+-- it was live, 'lapsed' when a deadline has passed, or false; nil when raw is not a fence. A lapsed token is nobody's.
 local function fence(raw, except)
   if not raw or raw:sub(1, 1) ~= 'F' or (#raw - 17) % (TOKEN + DEADLINE) ~= 0 or #raw < 17 then return nil end
   local live, dropped = '', false
   for at = 18, #raw, TOKEN + DEADLINE do
     local token = raw:sub(at, at + TOKEN - 1)
-    if token == except then
-      dropped = 'owner'
-    elseif struct.unpack('>d', raw, at + TOKEN) > now then
-      live = live .. raw:sub(at, at + TOKEN + DEADLINE - 1)
-    else
+    if not (struct.unpack('>d', raw, at + TOKEN) > now) then
       dropped = dropped or 'lapsed'
+    elseif token == except then
+      dropped = 'owner'
+    else
+      live = live .. raw:sub(at, at + TOKEN + DEADLINE - 1)
     end
   end
   return raw:sub(2, 17), live, dropped

@@ -1,0 +1,288 @@
+"""Where a hit happens: which gets may use the cache, what they may see, and what they may store.
+
+`Reader.get` stands around `Session.get`. It decides what is safe to ask (the rules of the session, I6 and I7), runs the
+protocol's read, hydrates a hit, and encodes what the database gave on a miss.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.orm import Session
+
+from . import _keys, _protocol, _sqlalchemy
+from ._codec import Codec
+from ._driver import Driver, new_id
+from ._effects import Entry, Granted, Load, Loaded
+from ._entities import Entities, Entity
+from ._namespace import Naming
+from ._plan import Effect, run
+from ._protocol import Answer, Source
+from ._versions import Versions
+from ._writeset import TableRef, Transaction, known_transaction_of, shared_transaction, transaction_of
+from .config import Settings, milliseconds
+from .errors import CodecError, ConfigurationError
+from .metrics import Counters
+
+log = logging.getLogger("sqlmodel_cache")
+
+JITTER = 0.1  # at most this part of a ttl is taken off, so that rows cached together do not expire together
+STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "AUTOCOMMIT"})  # each SELECT sees what is committed by then
+
+# Options of one call that do not change what is loaded. Any other sends the call to the database.
+_HARMLESS = frozenset({"cache", "cache_ttl", "schema_translate_map"})
+
+ALWAYS = math.inf  # a snapshot that begins with the SELECT
+NEVER = -math.inf  # a snapshot of unknown age, or none
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One get that may be answered from the cache."""
+
+    session: Session
+    entity: Entity
+    key: _sqlalchemy.IdentityKey
+    ref: TableRef
+    pk: str
+    entry: Entry
+    codec: Codec
+    ttl_ms: int
+    snapshot: float  # seconds of time.monotonic() when the transaction's snapshot began, or ALWAYS, or NEVER
+
+
+class Reader:
+    """Answers gets."""
+
+    def __init__(
+        self, settings: Settings, driver: Driver, entities: Entities, naming: Naming, counters: Counters
+    ) -> None:
+        self._enabled = settings.enabled
+        self._snapshots_by_default = settings.snapshot_reads == "database"
+        self._default_ttl_ms = settings.default_ttl_ms
+        self._driver = driver
+        self._entities = entities
+        self._naming = naming
+        self._counters = counters
+        self._probe = _sqlalchemy.LoadProbe()
+        self._versions = Versions()
+        self._warned: set[type] = set()
+
+    def get(self, session: Session, class_: Any, ident: Any, options: dict[str, Any], load: Callable[[], Any]) -> Any:
+        """Return what `load()`, the session's own `get`, would return, from the cache if that is safe."""
+        entity = self._entities.get(class_) if self._enabled else None
+        if entity is None:
+            return load()
+        key = entity.identity_key(ident)
+        if key is not None and key in session.identity_map:
+            return load()  # the session's own business: the same object, or a refresh
+        request = None if key is None else self._admit(session, entity, key, options)
+        if request is None:
+            self._counters.add("bypasses")
+            return load()
+
+        def execute(effect: Effect[Any]) -> Any:
+            if isinstance(effect, Load):
+                return self._load(request, load) if effect.encode else Loaded(load(), None)
+            return self._driver.execute(effect)
+
+        def fresh(lease: Granted) -> bool:
+            return request.snapshot == ALWAYS or self._versions.since(request.entry.row, lease) < request.snapshot
+
+        plan = _protocol.read(
+            request.entry,
+            request.codec.fingerprint,
+            request.codec.decode,
+            ttl_ms=request.ttl_ms,
+            new_id=new_id,
+            fresh=fresh,
+        )
+        answer = run(plan, execute)
+        self._count(answer)
+        if answer.decoded is not None:
+            return _sqlalchemy.attach(session, entity.mapper, request.key, answer.decoded)
+        return answer.row
+
+    def close(self) -> None:
+        """Stop listening to load events."""
+        self._probe.close()
+
+    # what may be asked
+
+    def _admit(
+        self, session: Session, entity: Entity, key: _sqlalchemy.IdentityKey, options: Mapping[str, Any]
+    ) -> Request | None:
+        """Return the request for a get that may use the cache, or None for one that must go to the database."""
+        pk = entity.table.pk_text(key[1])
+        call = options.get("execution_options") or {}
+        session_options = getattr(session, "execution_options", None) or {}  # new in SQLAlchemy 2.1
+        if pk is None or not _is_plain(session, options, call, session_options):
+            return None
+        _sqlalchemy.autoflush(session)
+        if key in session.identity_map:
+            return None
+        try:
+            bind = session.get_bind(entity.mapper)
+            namespace = self._naming.namespace(session, bind)
+        except ConfigurationError:
+            raise
+        except Exception:  # no bind, no database: the plain get says so in its own words
+            return None
+        given = {**bind.get_execution_options(), **session_options, **call}
+        if _flag("cache", given.get("cache", True)) is False:
+            return None
+        ttl_ms = self._ttl_ms(entity, given.get("cache_ttl"))
+        name = _keys.table_name(entity.table.schema, entity.table.name, given.get("schema_translate_map"))
+        ref = TableRef(namespace, name)
+        snapshot = self._snapshot(session, bind, ref, pk, session_options)
+        if snapshot is None:
+            return None
+        entry = self._naming.entry(ref, pk)
+        self._driver.pay_debts()
+        if self._driver.debts and entry in self._driver.debts:
+            return None
+        _sqlalchemy.autobegin(session)
+        return Request(session, entity, key, ref, pk, entry, entity.codec(bind.dialect.driver), ttl_ms, snapshot)
+
+    def _snapshot(
+        self, session: Session, bind: Engine | Connection, ref: TableRef, pk: str, session_options: Mapping[str, Any]
+    ) -> float | None:
+        """Return since when the SELECT's snapshot stands, or None when the session must not see cached rows."""
+        level, asked = _sqlalchemy.isolation_level(bind, session_options)
+        if asked and level == "SERIALIZABLE":
+            return None  # the database must see every read, to find the conflicts that it promised to find
+        shared = shared_transaction(bind.engine.pool)
+        if shared is not None and shared.covers(ref, pk):
+            return None
+        snapshot = NEVER if level == "READ UNCOMMITTED" else ALWAYS
+        for connection in _connections(session, bind):
+            known = known_transaction_of(connection)
+            if known is not None and known.covers(ref, pk):
+                return None  # I6
+            if not connection.in_transaction():
+                continue
+            level, asked = _sqlalchemy.isolation_level(connection)
+            if known is not None and known.isolated:
+                level, asked = "", True
+            if level in STATEMENT_SNAPSHOTS:
+                continue
+            if asked or self._snapshots_by_default:
+                return None  # it is owed the snapshot that it has begun
+            began = None if known is None or level == "READ UNCOMMITTED" else known.began
+            snapshot = min(snapshot, NEVER if began is None else began)  # I7
+        return snapshot
+
+    def _ttl_ms(self, entity: Entity, call: Any) -> int:
+        if call is not None:
+            ttl_ms = milliseconds('execution_options["cache_ttl"]', call)
+        else:
+            ttl_ms = entity.ttl_ms or self._default_ttl_ms
+        return max(1, round(ttl_ms * (1 - JITTER * os.urandom(1)[0] / 255)))
+
+    # what may be stored
+
+    def _load(self, request: Request, load: Callable[[], Any]) -> Loaded[Any]:
+        """Run the session's own get, and encode what it loaded unless the cache must not have it."""
+        payload: bytes | None = None
+
+        def take(attributes: Mapping[str, Any]) -> None:
+            nonlocal payload
+            try:
+                payload = request.codec.encode(attributes)
+            except CodecError as why:
+                self._warn(request, why)
+
+        instance = self._probe.load(request.session, request.entity.mapper, request.key, load, take)
+        if payload is None or not self._may_fill(request, instance):
+            return Loaded(instance, None)
+        return Loaded(instance, payload)
+
+    def _may_fill(self, request: Request, instance: object) -> bool:
+        entity = request.entity
+        if type(instance) is not entity.class_:
+            return False
+        found = _sqlalchemy.identity_of(entity.mapper, instance)
+        if found is None or found != request.key or entity.table.pk_text(found[1]) != request.pk:
+            return False  # a collation or a cast found a row of another name
+        # 1 A: UPDATE, no commit   2 B: miss, lease   3 B: SELECT on the same DBAPI connection: A's row   4 B: fill
+        # Sessions share a connection under a static pool, or when both are bound to it. So look after the SELECT.
+        connections = _connections(request.session, request.session.get_bind(entity.mapper))
+        for connection in connections:
+            state = transaction_of(connection)
+            if state.covers(request.ref, request.pk) or _in_recovery(connection, state):
+                return False
+        # A session may choose another database for each statement. One of its connections is the one that was asked.
+        return any(self._naming.namespace(request.session, c) == request.ref.namespace for c in connections)
+
+    def _warn(self, request: Request, why: CodecError) -> None:
+        class_ = request.entity.class_
+        if class_ not in self._warned:
+            self._warned.add(class_)
+            log.warning("%s %s is not cached: %s", class_.__qualname__, request.pk, why)
+
+    def _count(self, answer: Answer[Any, Any]) -> None:
+        add = self._counters.add
+        if answer.corrupt:
+            add("corrupt")
+        if answer.source is Source.HIT:
+            add("hits")
+        else:
+            add("misses")
+            add(_COUNTER[answer.source])
+
+
+_COUNTER = {
+    Source.FILLED: "fills",
+    Source.REFUSED: "refused",
+    Source.FENCED: "fenced",
+    Source.UNCACHED: "uncached",
+    Source.UNREACHABLE: "errors",
+}
+
+
+def _is_plain(
+    session: Session, options: Mapping[str, Any], call: Mapping[str, Any], session_options: Mapping[str, Any]
+) -> bool:
+    """Return whether a get asks for nothing but the row as it is committed."""
+    for name in ("options", "populate_existing", "identity_token", "bind_arguments"):
+        if options.get(name):
+            return False
+    if options.get("with_for_update") not in (None, False) or not call.keys() <= _HARMLESS:
+        return False
+    if session_options.get("populate_existing") or session_options.get("identity_token"):
+        return False
+    return not (_sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession))
+
+
+def _connections(session: Session, bind: Engine | Connection) -> list[Connection]:
+    """Return the connections whose transactions a SELECT of this session may see into."""
+    held = _sqlalchemy.connections(session)
+    return [*held, bind] if isinstance(bind, Connection) and bind not in held else held
+
+
+def _in_recovery(connection: Connection, state: Transaction) -> bool:
+    """Return whether the server replays another's log: what it shows may be older than the lease."""
+    if state.in_recovery is None:
+        state.in_recovery = False
+        if connection.dialect.name == "postgresql":
+            cursor = connection.connection.cursor()
+            try:
+                cursor.execute("SELECT pg_is_in_recovery()")
+                answer: Any = cursor.fetchone()
+                state.in_recovery = bool(answer[0])
+            finally:
+                cursor.close()
+    return state.in_recovery
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f'execution_options["{name}"]', value, "give True or False")
+    return value

@@ -1,0 +1,143 @@
+"""Where a commit is fenced: what a connection wrote becomes keys, and the keys are fenced around its COMMIT.
+
+The protocol decides what is said to the cache and in which order. Here is what SQLAlchemy and the drivers have to say
+in it: which statement commits by itself, and what a failed COMMIT tells of its transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from . import _keys, _protocol
+from ._driver import Driver, new_id
+from ._effects import Commit, Keys, Outcome
+from ._namespace import Naming
+from ._plan import Effect, run
+from ._statements import Write
+from ._writeset import TableRef, Transaction, share, transaction_of
+from .config import Settings
+from .metrics import Counters
+
+
+class Writer:
+    """Fences commits."""
+
+    def __init__(self, settings: Settings, driver: Driver, naming: Naming, counters: Counters) -> None:
+        self._refuse = settings.on_unreachable == "refuse"
+        self._fence_ttl_ms = settings.fence_ttl_ms
+        self._driver = driver
+        self._naming = naming
+        self._counters = counters
+
+    def record(self, connection: Connection, writes: list[Write], translate: Mapping[Any, Any] | None) -> Transaction:
+        """Add what a statement writes to the connection's write set, and return its transaction."""
+        state = transaction_of(connection)
+        share(connection.engine.pool, state)
+        state.unnamed.append((writes, translate))
+        # A transaction that has failed answers no question, and commits nothing: then the names can wait.
+        with contextlib.suppress(Exception):
+            self._name(connection, state)
+        return state
+
+    def _name(self, connection: Connection, state: Transaction) -> None:
+        """Move unnamed writes into the write set; raises what the driver raises if the database does not answer."""
+        if not state.unnamed:
+            return
+        namespace = self._naming.namespace(None, connection)
+        for writes, translate in state.unnamed:
+            for write in writes:
+                add = state.writes.insert if write.kind == "insert" else state.writes.change
+                for name in _names_of(write, translate, connection.dialect.default_schema_name):
+                    add(TableRef(namespace, name), write.pks)
+        state.unnamed.clear()
+
+    def commit(self, connection: Connection, state: Transaction, send: Callable[[], None]) -> None:
+        """Run `send()`, the database's COMMIT, with everything that the transaction wrote fenced around it.
+
+        Raises what `send` raises, and InvalidationError in `refuse` mode, before COMMIT was sent.
+        """
+        self._name(connection, state)
+        keys = self._naming.keys(state.writes)
+        if not (keys.rows or keys.tables):
+            send()
+            return
+        self._driver.pay_debts()
+        failure: Exception | None = None
+
+        def execute(effect: Effect[Any]) -> Any:
+            nonlocal failure
+            if not isinstance(effect, Commit):
+                return self._driver.execute(effect)
+            try:
+                send()
+            except Exception as error:
+                failure = error
+                return outcome_of(error)
+            return Outcome.COMMITTED
+
+        run(
+            _protocol.commit(
+                keys, self._driver.debts, refuse=self._refuse, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id
+            ),
+            execute,
+        )
+        self._count(keys)
+        if failure is not None:
+            raise failure
+
+    def begin_fence(self, connection: Connection, state: Transaction) -> None:
+        """Fence the write set for a statement that commits by itself; `end_fence` follows."""
+        self._name(connection, state)
+        keys = self._naming.keys(state.writes)
+        if keys.rows or keys.tables:
+            plan = _protocol.begin(
+                keys, self._driver.debts, refuse=self._refuse, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id
+            )
+            state.fence = (keys, self._driver.run(plan))
+
+    def end_fence(self, state: Transaction, outcome: Outcome) -> None:
+        """Release the fence of a statement that has committed by itself."""
+        if state.fence is not None:
+            keys, token = state.fence
+            self._driver.run(_protocol.end(keys, token, outcome, self._driver.debts, new_id=new_id))
+            self._count(keys)
+        state.statement_ended()
+
+    def _count(self, keys: Keys) -> None:
+        self._counters.add("invalidated", len(keys.rows) + len(keys.tables))
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """Return what a failed COMMIT says of its transaction: FAILED only when the database itself said so."""
+    if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        return Outcome.UNKNOWN
+    if isinstance(error, IntegrityError) or type(error.orig).__module__.partition(".")[0] in ("sqlite3", "aiosqlite"):
+        return Outcome.FAILED
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    # 08 connection, 57 operator intervention, 58 system error, 40003 completion unknown: it may have committed.
+    if isinstance(state, str) and len(state) == 5 and state[:2] not in ("08", "57", "58", "XX") and state != "40003":
+        return Outcome.FAILED
+    return Outcome.UNKNOWN
+
+
+def _names_of(write: Write, translate: Mapping[Any, Any] | None, default: str | None) -> set[str]:
+    """Return the names in keys of the table that a write may mean.
+
+    A name without a schema may mean a cached table of any, one with a schema the default one's. A table that foreign
+    keys rewrite may be in its own schema or in its parent's. Text is not translated, but its session's gets are.
+    """
+    names = set()
+    for mapping in (translate, None) if write.literal and translate else (translate,):
+        written, own = ((mapping or {}).get(schema, schema) for schema in (write.schema, write.table.schema))
+        schemas = {written}
+        if write.kind == "cascade" or written is None or own is None or written.lower() == own.lower():
+            schemas.add(own)
+        if mapping and written == default:
+            schemas.add(None)
+        names |= {_keys.table_name(schema, write.table.name) for schema in schemas}
+    return names

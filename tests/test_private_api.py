@@ -1,0 +1,152 @@
+"""The private SQLAlchemy names that the library uses are still there and still mean what they meant.
+
+When one of these fails after an upgrade of SQLAlchemy, look at `_sqlalchemy.py` and `session.py` first.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from sqlalchemy import create_engine, delete, event, insert, update
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm.mapper import _all_registries
+from sqlmodel import SQLModel
+
+from models import Hero
+from sqlmodel_cache import _sqlalchemy
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        (Session, "get", ["self", "entity", "ident"]),
+        (Session, "_merge", ["self", "state", "state_dict"]),
+        (Session, "_autoflush", ["self"]),
+        (Session, "_autobegin_t", ["self", "begin"]),
+        (Connection, "_commit_impl", ["self"]),
+        (Connection, "_commit_twophase_impl", ["self", "xid", "is_prepared"]),
+        (Connection, "_rollback_impl", ["self"]),
+        (Connection, "_rollback_twophase_impl", ["self", "xid", "is_prepared"]),
+        (type(Session().identity_map), "_add_unpresent", ["self", "state", "key"]),
+        (InstanceState, "_commit_all", ["self", "dict_", "instance_dict"]),
+        (Mapper, "_path_registry", None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_names(owner: type, name: str, parameters: list[str] | None) -> None:
+    """Each is defined on the class where it is replaced or called, with these leading parameters."""
+    assert name in vars(owner)
+    if parameters is not None:
+        assert list(inspect.signature(vars(owner)[name]).parameters)[: len(parameters)] == parameters
+
+
+def test_attributes_of_instances() -> None:
+    """What is read from sessions, transactions and dialects."""
+    engine = create_engine("sqlite://", isolation_level="SERIALIZABLE")
+    with Session(engine) as session:
+        assert session._flushing is False
+        connection = session.connection()
+        assert _sqlalchemy.connections(session) == [connection]
+        with session.begin_nested():
+            assert _sqlalchemy.connections(session) == [connection]
+        assert _sqlalchemy.isolation_level(connection) == ("SERIALIZABLE", True)
+    plain = create_engine("sqlite://")
+    with plain.connect() as connection:
+        assert _sqlalchemy.isolation_level(connection) == ("SERIALIZABLE", False)
+    assert _sqlalchemy.isolation_level(plain.execution_options(isolation_level="AUTOCOMMIT")) == ("AUTOCOMMIT", True)
+    engine.dispose()
+    plain.dispose()
+
+
+def test_commit_goes_through_the_replaced_methods() -> None:
+    """A commit and a rollback of a connection, and of a session, call exactly the methods that are replaced."""
+    calls: list[str] = []
+    patches = _sqlalchemy.Patches()
+    for name in ("_commit_impl", "_rollback_impl"):
+
+        def make(original, name=name):  # type: ignore[no-untyped-def]  # noqa: ANN
+            def call(self, *args):  # type: ignore[no-untyped-def]  # noqa: ANN
+                calls.append(name)
+                return original(self, *args)
+
+            return call
+
+        patches.replace(Connection, name, make)
+    engine = create_engine("sqlite://")
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE t (a)")
+        with Session(engine) as session:
+            session.connection().exec_driver_sql("INSERT INTO t VALUES (1)")
+            session.commit()
+            session.connection()
+    finally:
+        patches.restore()
+        engine.dispose()
+    assert calls == ["_commit_impl", "_commit_impl", "_rollback_impl"]
+
+
+def test_assigned_columns_of_statements() -> None:
+    """The values that a statement itself assigns can be read."""
+    table = SQLModel.metadata.tables["hero"]
+    name = table.c.name
+    for statement in (update(table).values({name: "x"}), update(table).ordered_values((name, "x"))):
+        assert list(_sqlalchemy.assigned(statement)) == [name]
+    assert list(_sqlalchemy.assigned(insert(table).values([{"name": "x"}, {"name": "y"}]))) == ["name"]
+    assert _sqlalchemy.assigned(insert(table)) == {}
+    assert delete(table).table is table
+
+
+def test_registries_know_every_mapper() -> None:
+    """All mappers are found without configuring them."""
+    assert _all_registries()
+    assert Hero in {mapper.class_ for mapper in _sqlalchemy.mappers()}
+
+
+def test_new_instance_is_what_loading_makes() -> None:
+    """An attached instance has the state that a loaded one has."""
+    engine = create_engine("sqlite://")
+    SQLModel.metadata.create_all(engine)
+    seen = []
+    with Session(engine) as session:
+        session.add(Hero(id=1, name="a"))
+        session.commit()
+    with Session(engine) as one, Session(engine) as two:
+        event.listen(two, "loaded_as_persistent", lambda session, instance: seen.append(instance))
+        loaded = one.get_one(Hero, 1)
+        mapper = inspect_mapper(Hero)
+        values = {key: getattr(loaded, key) for key in ("id", "name", "age", "team_id")}
+        attached = _sqlalchemy.attach(two, mapper, (Hero, (1,), None), values)
+        assert seen == [attached]
+        states = [InstanceState.__getstate__(_sqlalchemy.instance_state(each)) for each in (loaded, attached)]
+        for state in states:
+            state.pop("instance")
+            state.pop("manager")
+        assert states[0] == states[1]
+        assert loaded.__dict__.keys() == attached.__dict__.keys()
+        assert two.identity_map[(Hero, (1,), None)] is attached
+    engine.dispose()
+
+
+def inspect_mapper(class_: type) -> Mapper[object]:
+    """Return the mapper of a class."""
+    mapper: Mapper[object] = class_.__mapper__  # type: ignore[attr-defined]
+    return mapper
+
+
+def test_engine_flag_is_class_wide() -> None:
+    """Listening to all engines sets one flag on the class; it is put back when nobody listens any more."""
+
+    def listener(*_: object) -> None:
+        """Hear nothing."""
+
+    flag = vars(Engine)["_has_events"]
+    event.listen(Engine, "begin", listener)
+    assert vars(Engine)["_has_events"] is True
+    _sqlalchemy.restore_engine_events(False)
+    assert vars(Engine)["_has_events"] is True
+    event.remove(Engine, "begin", listener)
+    _sqlalchemy.restore_engine_events(flag)
+    assert vars(Engine)["_has_events"] is flag
