@@ -209,6 +209,36 @@ class Entities:
         for class_ in [mapper.class_ for mapper in _sqlalchemy.mappers()]:
             config_of(class_)
 
+    def named(self, class_: object, pk: object = None) -> tuple[CachedTable, str | None]:
+        """Return the table of a class that a caller names, and the text of a primary key if one is given.
+
+        Raises:
+            ConfigurationError: the class is not declared cached, or the key is not one of its primary keys.
+        """
+        mapper: Any = inspect(class_, raiseerr=False) if isinstance(class_, type) else None
+        if not isinstance(mapper, Mapper) or config_of(mapper.class_) is None:
+            raise ConfigurationError("model", class_, f"give a mapped class with a {CONFIG_ATTRIBUTE}")
+        table = mapper.local_table
+        try:
+            if not isinstance(table, Table):
+                raise Refused("it is not mapped to a table")
+            cached = _cached_table(mapper, table)
+        except Refused as why:
+            raise ConfigurationError("model", class_, f"it is never cached: {why}") from None
+        if pk is None:
+            return cached, None
+        text = cached.pk_text(pk if isinstance(pk, tuple | list) else (pk,))
+        if text is None:
+            wanted = ", ".join(
+                f"{name}: {t.__name__}" for name, t in zip(cached.pk_columns, cached.pk_types, strict=True)
+            )
+            raise ConfigurationError("pk", pk, f"give the primary key of {mapper.class_.__name__}: ({wanted})")
+        return cached, text
+
+    def all_tables(self) -> list[CachedTable]:
+        """Return every cached table."""
+        return [cached for interest in self.interests().values() for cached in interest.cached]
+
     def refusal(self, class_: type) -> str | None:
         """Return why a class with a `CacheConfig` is not cached, or None if it is, or does not ask to be."""
         self.get(class_)

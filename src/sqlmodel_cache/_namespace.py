@@ -23,6 +23,7 @@ from . import _keys, _sqlalchemy
 from ._effects import Entry, Keys
 from ._writeset import TableRef, WriteSet
 from .config import Settings
+from .errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,11 @@ class Databases:
             self._pid = os.getpid()
         found = self._known.get(engine.pool)
         return found.database if isinstance(found, _PerThread) else found
+
+    def names(self) -> list[str]:
+        """Return the names of all databases that have been asked."""
+        found = list(self._known.values())
+        return sorted({(each.database if isinstance(each, _PerThread) else each).name for each in found})
 
     def ask(self, bind: Engine | Connection) -> Database:
         """Return the database behind a bind, asking it on its own connection, or on a pooled one of an engine.
@@ -141,6 +147,19 @@ class Naming:
         if not isinstance(name, str) or not name:
             raise LookupError("the namespace callable gave no name")
         return _keys.escape(name)
+
+    def namespaces(self, bind: Engine | Connection | None) -> list[str]:
+        """Return the bind's namespace, or without one all that this process knows.
+
+        Raises:
+            ConfigurationError: it knows none yet.
+        """
+        if bind is not None or isinstance(self._configured, str):
+            return [self.namespace(None, bind)] if bind is not None else [_keys.escape(str(self._configured))]
+        known = self.databases.names()
+        if not known:
+            raise ConfigurationError("bind", None, "this process has used no database yet: give the engine or session")
+        return known
 
     def entry(self, ref: TableRef, pk: str) -> Entry:
         """Return the keys of a row."""

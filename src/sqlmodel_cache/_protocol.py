@@ -203,9 +203,23 @@ def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_
     debts.owe(keys)
 
 
-def invalidate(keys: Keys, debts: Debts, *, new_id: NewId) -> Plan[None]:
-    """Give every key a new version: values of these keys are gone, and leases that were granted before are dead."""
-    yield from end(keys, None, Outcome.COMMITTED, debts, new_id=new_id)
+def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId) -> Plan[None]:
+    """Give every key a new version: values of these keys are gone, and leases that were granted before are dead.
+
+    Raises:
+        InvalidationError: in `refuse` mode, when the cache did not answer.
+    """
+    cause: TransportError | None = None
+    for _ in range(END_ATTEMPTS):
+        try:
+            yield from perform(End(keys, new_id(), new_id()))
+        except TransportError as error:
+            cause = error
+        else:
+            return
+    if refuse:
+        raise InvalidationError("the cache could not be told, and what it holds may be stale") from cause
+    debts.owe(keys)
 
 
 def settle(keys: Keys, debts: Debts, *, fence_ttl_ms: int, new_id: NewId) -> Plan[None]:

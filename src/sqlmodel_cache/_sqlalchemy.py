@@ -33,6 +33,11 @@ def wait_for(awaitable: Awaitable[T]) -> T:
     return cast("T", _await(awaitable))
 
 
+async def in_new_greenlet(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Return what a sync function returns that may wait for awaitables, as an `AsyncSession` runs one."""
+    return cast("T", await _concurrency.greenlet_spawn(function, *args, **kwargs))
+
+
 def mappers() -> Iterator[Mapper[Any]]:
     """Return every mapper that exists now."""
     for registry in _all_registries():

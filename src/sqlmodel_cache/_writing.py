@@ -10,16 +10,17 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from . import _keys, _protocol
 from ._driver import Driver, new_id
 from ._effects import Commit, Keys, Outcome
+from ._entities import CachedTable
 from ._namespace import Naming
 from ._plan import Effect, run
 from ._statements import Write
-from ._writeset import TableRef, Transaction, share, transaction_of
+from ._writeset import TableRef, Transaction, WriteSet, share, transaction_of
 from .config import Settings
 from .metrics import Counters
 
@@ -107,6 +108,30 @@ class Writer:
             self._driver.run(_protocol.end(keys, token, outcome, self._driver.debts, new_id=new_id))
             self._count(keys)
         state.statement_ended()
+
+    def invalidate(self, tables: list[CachedTable], pk: str | None, bind: Engine | Connection | None) -> None:
+        """Invalidate a row or whole tables for a writer that no hook can see.
+
+        In the transaction of a connection they join its write set. Otherwise they are invalidated now: in the bind's
+        database, or in each that this process knows.
+
+        Raises:
+            ConfigurationError: no database is known yet.
+            InvalidationError: in `refuse` mode, when the cache does not answer.
+        """
+        writes = [Write(table.schema, table, "change", None if pk is None else (pk,)) for table in tables]
+        if isinstance(bind, Connection) and bind.in_transaction():
+            self.record(bind, writes, bind.get_execution_options().get("schema_translate_map"))
+            return
+        found = WriteSet()
+        translate = None if bind is None else bind.get_execution_options().get("schema_translate_map")
+        for namespace in self._naming.namespaces(bind):
+            for write in writes:
+                name = _keys.table_name(write.schema, write.table.name, translate)
+                found.change(TableRef(namespace, name), write.pks)
+        keys = self._naming.keys(found)
+        self._driver.run(_protocol.invalidate(keys, self._driver.debts, refuse=self._refuse, new_id=new_id))
+        self._count(keys)
 
     def _count(self, keys: Keys) -> None:
         self._counters.add("invalidated", len(keys.rows) + len(keys.tables))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
+
+from . import _sqlalchemy
 from .cache import Cache
 from .config import Duration, Namespace, Settings
 from .errors import ConfigurationError
@@ -18,6 +22,12 @@ from .transport import (
     SyncTransport,
 )
 from .transport.redis import from_url
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+Bind: TypeAlias = "Session | Connection | Engine | AsyncBind"
+AsyncBind: TypeAlias = "AsyncSession | AsyncConnection | AsyncEngine"
 
 
 class SQLModelCache:
@@ -105,6 +115,43 @@ class SQLModelCache:
             await cache.driver.async_transport.aclose()
 
     @classmethod
+    def invalidate(cls, model: type, pk: object = None, *, bind: Bind | None = None) -> None:
+        """Invalidate one row, or the whole table, for a writer that no hook can see. Does nothing unless configured.
+
+        Every get that begins after this has returned reads the database.
+
+        Args:
+            model: a class with a `__cache_config__`.
+            pk: its primary key, a tuple if it has several columns; None for the whole table, at the same cost however
+                many rows are cached.
+            bind: a session or connection: inside a transaction the row joins its write set, and is invalidated when
+                it commits. Or an engine: now, in its database. None: now, in every database that this process uses.
+
+        Raises:
+            ConfigurationError: the model is not cached, the key is not one of its keys, no database is known.
+            InvalidationError: in `refuse` mode, when the cache does not answer.
+        """
+        if cls._cache is not None:
+            table, text = cls._cache.entities.named(model, pk)
+            cls._cache.writer.invalidate([table], text, _sync_bind(bind, model))
+
+    @classmethod
+    def invalidate_all(cls, *, bind: Bind | None = None) -> None:
+        """Invalidate every row of every cached model. Arguments and errors as in `invalidate`."""
+        if cls._cache is not None:
+            cls._cache.writer.invalidate(cls._cache.entities.all_tables(), None, _sync_bind(bind, None))
+
+    @classmethod
+    async def ainvalidate(cls, model: type, pk: object = None, *, bind: AsyncBind | None = None) -> None:
+        """`invalidate`, in an event loop."""
+        await _sqlalchemy.in_new_greenlet(cls.invalidate, model, pk, bind=bind)
+
+    @classmethod
+    async def ainvalidate_all(cls, *, bind: AsyncBind | None = None) -> None:
+        """`invalidate_all`, in an event loop."""
+        await _sqlalchemy.in_new_greenlet(cls.invalidate_all, bind=bind)
+
+    @classmethod
     def get_config(cls) -> Settings | None:
         """Return what `configure()` was told, or None when nothing is configured."""
         cache = cls._cache
@@ -123,6 +170,18 @@ class SQLModelCache:
         if cls._cache is not None:
             cls._cache.close()
         cls._cache = cls._hooks = None
+
+
+def _sync_bind(bind: Any, model: type | None) -> Engine | Connection | None:
+    """Return the engine or connection behind what a caller gave."""
+    bind = getattr(bind, "sync_session", None) or getattr(bind, "sync_connection", None) or bind
+    bind = getattr(bind, "sync_engine", None) or bind
+    if isinstance(bind, Session):
+        arguments: dict[str, Any] = {} if model is None else {"mapper": model}
+        return bind.connection(bind_arguments=arguments) if bind.in_transaction() else bind.get_bind(**arguments)
+    if bind is not None and not isinstance(bind, Engine | Connection):
+        raise ConfigurationError("bind", bind, "give a session, a connection or an engine")
+    return bind
 
 
 def _both(transport: Any, async_transport: Any) -> tuple[SyncTransport | None, AsyncTransport | None]:
