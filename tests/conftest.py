@@ -25,6 +25,8 @@ from sqlmodel import SQLModel, create_engine
 
 from sqlmodel_cache import MemoryTransport, RedisSyncTransport, SQLModelCache
 
+PATIENCE = 30  # seconds: what is not about time-outs must not depend on how busy the machine is
+
 ENGINES = ["sqlite", "postgresql", "sqlite+aiosqlite", "postgresql+asyncpg"]
 
 
@@ -143,7 +145,7 @@ def store(request: pytest.FixtureRequest) -> Store:
     if request.param == "memory":
         return Store(MemoryTransport())
     client = request.getfixturevalue("redis_client")
-    return Store(RedisSyncTransport(client), client)
+    return Store(RedisSyncTransport(client, timeout=PATIENCE, commit_timeout=PATIENCE), client)
 
 
 @pytest.fixture

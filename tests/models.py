@@ -64,6 +64,14 @@ class Sample(SQLModel, table=True):
     tags: dict[str, object] = Field(sa_column=Column(JSON))
 
 
+class Badge(SQLModel, table=True):
+    """A model whose absence is cached."""
+
+    __cache_config__ = CacheConfig(missing_ttl=30)
+    code: str = Field(primary_key=True)
+    label: str
+
+
 class Plain(SQLModel, table=True):
     """Not cached."""
 

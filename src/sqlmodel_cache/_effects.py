@@ -16,6 +16,10 @@ from ._plan import Effect
 Row = TypeVar("Row")
 
 
+ABSENT = b"\xc0"
+"""The payload that says that there is no such row: msgpack's nil, which no row is, and no row that was cut short."""
+
+
 class Entry(NamedTuple):
     """The two keys of a cached row, which share one hash slot."""
 
@@ -117,8 +121,8 @@ class Commit(Effect[Outcome]):
 class Loaded(Generic[Row]):
     """A row from the database.
 
-    `payload` is None when the row must not be cached: it is missing, the transaction's own write, of an older
-    snapshot, or has values that the codec cannot carry.
+    `payload` is None when it must not be cached: the row is missing and its absence not cached, the transaction's own
+    write, of an older snapshot, or has values that the codec cannot carry.
     """
 
     row: Row

@@ -11,7 +11,7 @@ import uuid
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from sqlalchemy import ForeignKeyConstraint, Table, inspect
 from sqlalchemy import types as sqltypes
@@ -42,6 +42,7 @@ class CachedTable:
     name: str
     pk_columns: tuple[str, ...]
     pk_types: tuple[type, ...]
+    absences: bool = False  # "no such row" is cached, so an INSERT changes what is
 
     def pk_text(self, parts: Sequence[object]) -> str | None:
         """Return the text of a primary key, or None unless its values have exactly the columns' types."""
@@ -65,6 +66,7 @@ class Entity:
     attributes: tuple[str, ...]
     columns: tuple[Column, ...]
     ttl_ms: int | None
+    missing_ttl_ms: int | None
     _codecs: dict[str, Codec] = field(default_factory=dict)  # by driver
 
     def codec(self, driver: str) -> Codec:
@@ -128,20 +130,22 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         mapper=mapper,
         class_=mapper.class_,
         identity_class=mapper.base_mapper.class_,
-        table=_cached_table(mapper, table),
+        table=_cached_table(mapper, table, config),
         pk_attributes=tuple(prop.key for prop in pk),
         attributes=names,
         columns=tuple(columns),
         ttl_ms=config.ttl_ms,
+        missing_ttl_ms=config.missing_ttl_ms,
     )
 
 
-def _cached_table(mapper: Mapper[Any], table: Table) -> CachedTable:
+def _cached_table(mapper: Mapper[Any], table: Table, config: CacheConfig) -> CachedTable:
     return CachedTable(
         table.schema,
         table.name,
         tuple(column.name for column in mapper.primary_key),
         tuple(_pk_type(column.name, column.type) for column in mapper.primary_key),
+        config.missing_ttl is not None,
     )
 
 
@@ -216,13 +220,14 @@ class Entities:
             ConfigurationError: the class is not declared cached, or the key is not one of its primary keys.
         """
         mapper: Any = inspect(class_, raiseerr=False) if isinstance(class_, type) else None
-        if not isinstance(mapper, Mapper) or config_of(mapper.class_) is None:
+        config = config_of(mapper.class_) if isinstance(mapper, Mapper) else None
+        if config is None:
             raise ConfigurationError("model", class_, f"give a mapped class with a {CONFIG_ATTRIBUTE}")
         table = mapper.local_table
         try:
             if not isinstance(table, Table):
                 raise Refused("it is not mapped to a table")
-            cached = _cached_table(mapper, table)
+            cached = _cached_table(mapper, table, config)
         except Refused as why:
             raise ConfigurationError("model", class_, f"it is never cached: {why}") from None
         if pk is None:
@@ -301,9 +306,10 @@ class Entities:
         for mapper in list(_sqlalchemy.mappers()):
             table = mapper.local_table
             try:
-                if not isinstance(table, Table) or config_of(mapper.class_) is None:
+                config = config_of(mapper.class_)
+                if not isinstance(table, Table) or config is None:
                     continue
-                cached = _cached_table(mapper, table)
+                cached = _cached_table(mapper, table, config)
             except (ConfigurationError, Refused):
                 continue  # said where the class is used
             mine = interests.setdefault(cached.name.lower(), Interest())
@@ -347,20 +353,19 @@ def _rewriters(table: Table) -> set[_Rewriter]:
     That is what foreign keys with ON DELETE or ON UPDATE actions do, and TRUNCATE ... CASCADE.
     """
     found: set[_Rewriter] = set()
-    waiting: list[tuple[Table, Change]] = [(table, "delete"), (table, "update"), (table, "truncate")]
-    seen = set(waiting)
+    waiting = [_Rewriter(table.name, table, action, frozenset()) for action in get_args(Change)]
     while waiting:
-        child, change = waiting.pop()
-        for constraint in child.foreign_key_constraints:
+        _, child, change, referred = waiting.pop()
+        for constraint in () if child is None else child.foreign_key_constraints:
             parent, name, columns = _referred(constraint)
+            changed = {column.name.lower() for column in constraint.columns}
             for action, effect in _actions(constraint):
                 # What happens to the child's rows must itself go on to `table`, unless they are its rows.
-                if child is not table and effect != change:
-                    continue
-                found.add(_Rewriter(name, parent, action, columns))
-                if parent is not None and (parent, action) not in seen:
-                    seen.add((parent, action))
-                    waiting.append((parent, action))
+                goes_on = effect == change and (effect != "update" or changed & referred)
+                rewriter = _Rewriter(name, parent, action, columns)
+                if (child is table or goes_on) and rewriter not in found:
+                    found.add(rewriter)
+                    waiting.append(rewriter)
     return found
 
 

@@ -40,6 +40,7 @@ from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
 from ._effects import (
+    ABSENT,
     Begin,
     Commit,
     End,
@@ -71,6 +72,7 @@ class Source(Enum):
     """Where a read's row came from, and why the cache was not filled."""
 
     HIT = "hit"
+    ABSENT = "absent"
     FILLED = "filled"
     REFUSED = "refused"
     FENCED = "fenced"
@@ -94,14 +96,15 @@ def read(
     decode: Callable[[bytes], Decoded],
     *,
     ttl_ms: int,
+    absent_ttl_ms: int = 0,
     new_id: NewId,
     fresh: Callable[[Granted], bool] = lambda lease: True,
 ) -> Plan[Answer[Decoded, Any]]:
     """Return the row at `entry`, from the cache or from the database, and fill the cache with it.
 
-    `decode` raises `CodecError` for a payload that is not a row; the payload is then replaced. Transport errors never
-    leave this plan: the database answers. `fresh` tells whether the SELECT's snapshot will not be older than the lease
-    (I7); it is asked before the SELECT.
+    `decode` raises `CodecError` for a payload that is not a row; the payload is then replaced. `absent_ttl_ms` is 0 where
+    absence is not cached. `fresh` tells, before the SELECT is sent, whether its snapshot will not be older than the
+    lease (I7). Transport errors never leave this plan: the database answers.
     """
     corrupt = False
     found: LeaseReply | None
@@ -109,14 +112,14 @@ def read(
         payload = yield from perform(Lookup(entry, fingerprint))
         if payload is not None:
             try:
-                return Answer(Source.HIT, decode(payload), None)
+                return _hit(payload, decode, absent_ttl_ms)
             except CodecError:
                 corrupt = True
         # Two readers miss. One of them fills between the other's lookup and lease, so a lease may find a value.
         found = yield from perform(Lease(entry, fingerprint, new_id(), replace=corrupt))
         if isinstance(found, Hit):
             try:
-                return Answer(Source.HIT, decode(found.payload), None)
+                return _hit(found.payload, decode, absent_ttl_ms)
             except CodecError:
                 corrupt = True
                 found = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
@@ -134,10 +137,17 @@ def read(
     if loaded.payload is None or not may_fill:
         return Answer(Source.UNCACHED, None, loaded.row, corrupt)
     try:
+        ttl_ms = absent_ttl_ms if loaded.payload == ABSENT else ttl_ms
         filled = yield from perform(Fill(entry, found, fingerprint, loaded.payload, ttl_ms))
     except TransportError:
         return Answer(Source.UNREACHABLE, None, loaded.row, corrupt)
     return Answer(Source.FILLED if filled else Source.REFUSED, None, loaded.row, corrupt)
+
+
+def _hit(payload: bytes, decode: Callable[[bytes], Decoded], absent_ttl_ms: int) -> Answer[Decoded, Any]:
+    if payload == ABSENT and absent_ttl_ms:
+        return Answer(Source.ABSENT, None, None)
+    return Answer(Source.HIT, decode(payload), None)
 
 
 class Debts(Protocol):

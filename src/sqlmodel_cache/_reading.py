@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from . import _keys, _protocol, _sqlalchemy
 from ._codec import Codec
 from ._driver import Driver, new_id
-from ._effects import Entry, Granted, Load, Loaded
+from ._effects import ABSENT, Entry, Granted, Load, Loaded
 from ._entities import Entities, Entity
 from ._namespace import Naming
 from ._plan import Effect, run
@@ -101,6 +101,7 @@ class Reader:
             request.codec.fingerprint,
             request.codec.decode,
             ttl_ms=request.ttl_ms,
+            absent_ttl_ms=entity.missing_ttl_ms or 0,
             new_id=new_id,
             fresh=fresh,
         )
@@ -200,6 +201,8 @@ class Reader:
                 self._warn(request, why)
 
         instance = self._probe.load(request.session, request.entity.mapper, request.key, load, take)
+        if instance is None and request.entity.missing_ttl_ms is not None and self._may_be_told(request):
+            return Loaded(None, ABSENT)
         if payload is None or not self._may_fill(request, instance):
             return Loaded(instance, None)
         return Loaded(instance, payload)
@@ -211,9 +214,13 @@ class Reader:
         found = _sqlalchemy.identity_of(entity.mapper, instance)
         if found is None or found != request.key or entity.table.pk_text(found[1]) != request.pk:
             return False  # a collation or a cast found a row of another name
+        return self._may_be_told(request)
+
+    def _may_be_told(self, request: Request) -> bool:
+        """Return whether everybody else would be told the same by the database now."""
         # 1 A: UPDATE, no commit   2 B: miss, lease   3 B: SELECT on the same DBAPI connection: A's row   4 B: fill
         # Sessions share a connection under a static pool, or when both are bound to it. So look after the SELECT.
-        connections = _connections(request.session, request.session.get_bind(entity.mapper))
+        connections = _connections(request.session, request.session.get_bind(request.entity.mapper))
         for connection in connections:
             state = transaction_of(connection)
             if state.covers(request.ref, request.pk) or _in_recovery(connection, state):
@@ -231,7 +238,7 @@ class Reader:
         add = self._counters.add
         if answer.corrupt:
             add("corrupt")
-        if answer.source is Source.HIT:
+        if answer.source in (Source.HIT, Source.ABSENT):
             add("hits")
         else:
             add("misses")
@@ -258,7 +265,9 @@ def _is_plain(
         return False
     if session_options.get("populate_existing") or session_options.get("identity_token"):
         return False
-    return not (_sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession))
+    if _sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession):
+        return False
+    return not session.dispatch.do_orm_execute  # a listener may narrow what the SELECT finds: tenants, soft deletes
 
 
 def _connections(session: Session, bind: Engine | Connection) -> list[Connection]:

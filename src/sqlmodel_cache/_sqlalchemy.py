@@ -158,6 +158,11 @@ def isolation_level(bind: Engine | Connection, session_options: Mapping[str, Any
     return str(getattr(bind.dialect, "default_isolation_level", None) or "").upper(), False
 
 
+def in_transaction(dbapi_connection: Any) -> bool:
+    """Return whether a DBAPI connection says that it is in a transaction; few can tell."""
+    return getattr(getattr(dbapi_connection, "driver_connection", dbapi_connection), "in_transaction", False) is True
+
+
 def commits_each_statement(connection: Connection, sql: str) -> bool:
     """Return whether the statement that is about to run will have been committed when it ends."""
     if isolation_level(connection)[0] == "AUTOCOMMIT":

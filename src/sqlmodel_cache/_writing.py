@@ -52,7 +52,8 @@ class Writer:
         namespace = self._naming.namespace(None, connection)
         for writes, translate in state.unnamed:
             for write in writes:
-                add = state.writes.insert if write.kind == "insert" else state.writes.change
+                is_new = write.kind == "insert" and not write.table.absences
+                add = state.writes.insert if is_new else state.writes.change
                 for name in _names_of(write, translate, connection.dialect.default_schema_name):
                     add(TableRef(namespace, name), write.pks)
         state.unnamed.clear()

@@ -55,6 +55,9 @@ class CacheConfig:
         enabled: False neither reads the model from the cache nor fills it. Its commits still invalidate, for the
             processes in which it is enabled.
         ttl: seconds until a cached row expires; None means `configure(default_ttl=...)`.
+        missing_ttl: seconds for which "no such row" is cached; None caches no absence. Then an INSERT fences its key
+            like any other write, and one whose key is not in its parameters (autoincrement) fences the table. Every
+            process that inserts must know it: deploy it to writers first.
 
     Raises:
         ConfigurationError: a ttl that is not a positive duration, an `enabled` that is not a bool.
@@ -62,16 +65,24 @@ class CacheConfig:
 
     enabled: bool = True
     ttl: Duration | None = None
+    missing_ttl: Duration | None = None
 
     def __post_init__(self) -> None:
         flag("CacheConfig(enabled)", self.enabled)
         if self.ttl is not None:
             milliseconds("CacheConfig(ttl)", self.ttl)
+        if self.missing_ttl is not None:
+            milliseconds("CacheConfig(missing_ttl)", self.missing_ttl)
 
     @property
     def ttl_ms(self) -> int | None:
         """The ttl in milliseconds, or None for the default."""
         return None if self.ttl is None else milliseconds("CacheConfig(ttl)", self.ttl)
+
+    @property
+    def missing_ttl_ms(self) -> int | None:
+        """The missing_ttl in milliseconds, or None when absence is not cached."""
+        return None if self.missing_ttl is None else milliseconds("CacheConfig(missing_ttl)", self.missing_ttl)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,9 @@ class Hooks:
             self._cache.writer.end_fence(state, outcome_of(error) if isinstance(error, Exception) else Outcome.UNKNOWN)
 
     def _checkin(self, dbapi_connection: Any, record: Any) -> None:
-        forget(record.info)
+        # A COMMIT that SQLite refuses leaves its transaction open, and SQLAlchemy's pool hands it to the next user.
+        if not _sqlalchemy.in_transaction(dbapi_connection):
+            forget(record.info)
 
     # what is cached
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import redis
 import redis.asyncio
-from conftest import Log
+from conftest import PATIENCE, Log
 from models import Hero, add_hero
 from sqlalchemy import Engine
 from sqlalchemy.ext import asyncio as sa_asyncio
@@ -25,7 +25,7 @@ ASYNC = pytest.mark.parametrize("engine", ["sqlite+aiosqlite", "postgresql+async
 async def configured(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
     """Configure as a lifespan does: a client that is closed at the end by whoever opened it."""
     client = redis.asyncio.Redis.from_url(redis_url)
-    SQLModelCache.configure(transport=RedisAsyncTransport(client), default_ttl=300)
+    SQLModelCache.configure(transport=RedisAsyncTransport(client, timeout=PATIENCE), default_ttl=300)
     yield client
     await client.aclose()
 
@@ -151,7 +151,7 @@ async def test_cancelled_commit_keeps_its_fence(
 def test_one_process_many_event_loops(redis_client: redis.Redis, redis_url: str, tmp_path: object) -> None:
     """A client that belongs to one event loop is not used in another; the cache works in both."""
     client = redis.asyncio.Redis.from_url(redis_url)
-    SQLModelCache.configure(RedisAsyncTransport(client))
+    SQLModelCache.configure(RedisAsyncTransport(client, timeout=PATIENCE))
 
     async def visit() -> int:
         async_engine = sa_asyncio.create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/loops.db")

@@ -229,6 +229,20 @@ def test_load_event_that_is_first_keeps_the_row_out(engine: Engine, cache: Store
         event.remove(Hero, "load", first)
 
 
+def test_sessions_that_filter_go_to_the_database(engine: Engine, cache: Store) -> None:
+    """A session whose do_orm_execute event may narrow the SELECT sees what that SELECT finds."""
+    pk = add_hero(engine)
+    get_hero(engine, pk)
+    with Session(engine) as session:
+
+        @event.listens_for(session, "do_orm_execute")
+        def only_blue(state: sa_orm.ORMExecuteState) -> None:
+            state.statement = state.statement.options(sa_orm.with_loader_criteria(Hero, Hero.name == "Blue"))
+
+        assert session.get(Hero, pk) is None
+    assert get_hero(engine, pk).name == "Rusty"
+
+
 def test_wrong_declarations() -> None:
     """A `__cache_config__` that is not one is an error where it is written, or when the library is configured."""
     SQLModelCache.configure()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from conftest import Store, redis_client  # noqa: F401
+from conftest import PATIENCE, Store, redis_client  # noqa: F401
 from models import Hero, add_hero, get_hero
 from servers import RedisServer, free_port
 from sqlalchemy import Engine
@@ -45,7 +45,7 @@ def garbage() -> list[bytes]:
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql+asyncpg"], indirect=True)
 def test_garbage_is_a_miss_and_is_replaced(engine: Engine, redis_client: redis.Redis) -> None:  # noqa: F811
     """Whatever stands at a row's key, the caller gets the row, and the next get hits again."""
-    SQLModelCache.configure(RedisSyncTransport(redis_client))
+    SQLModelCache.configure(RedisSyncTransport(redis_client, timeout=PATIENCE))
     pk = add_hero(engine)
     get_hero(engine, pk)
     [key] = redis_client.keys("*}:*")
@@ -65,7 +65,7 @@ def test_garbage_is_a_miss_and_is_replaced(engine: Engine, redis_client: redis.R
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 def test_wrong_types_are_misses_and_are_replaced(engine: Engine, redis_client: redis.Redis) -> None:  # noqa: F811
     """A list, hash or set at the keys of a row and of its table is replaced."""
-    SQLModelCache.configure(RedisSyncTransport(redis_client))
+    SQLModelCache.configure(RedisSyncTransport(redis_client, timeout=PATIENCE))
     pk = add_hero(engine)
     get_hero(engine, pk)
     [row] = redis_client.keys("*}:*")
@@ -105,7 +105,7 @@ def test_redis_is_down_from_the_start(engine: Engine) -> None:
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"], indirect=True)
 def test_redis_goes_down_and_comes_back_empty(engine: Engine, server: RedisServer) -> None:
     """A server that dies costs misses; once it is back, rows are cached again, and none is stale."""
-    SQLModelCache.configure(RedisSyncTransport(redis.Redis.from_url(server.url)))
+    SQLModelCache.configure(RedisSyncTransport(redis.Redis.from_url(server.url), timeout=PATIENCE))
     pk = add_hero(engine)
     get_hero(engine, pk)
     server.stop()
