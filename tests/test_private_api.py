@@ -32,6 +32,7 @@ from sqlmodel_cache import _sqlalchemy
         (type(Session().identity_map), "_add_unpresent", ["self", "state", "key"]),
         (InstanceState, "_commit_all", ["self", "dict_", "instance_dict"]),
         (Mapper, "_path_registry", None),
+        (Mapper, "_prop_set", None),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

@@ -56,15 +56,17 @@ class Codec:
     Args:
         columns: the loaded attributes, in the order of the payload.
         driver: a few drivers load types of their own. The payload is the same for all.
+        order: the attributes in the order in which SQLAlchemy sets them in this process.
 
     Attributes:
         fingerprint: 8 bytes that differ when the columns, their names, their order or their types do.
     """
 
-    def __init__(self, columns: Sequence[Column], driver: str) -> None:
+    def __init__(self, columns: Sequence[Column], driver: str, order: Sequence[str]) -> None:
         carriers = [carrier_of(column.type, driver) for column in columns]
         self.fingerprint = _fingerprint(columns)
         self._keys = tuple(column.key for column in columns)
+        self._slots = [(key, self._keys.index(key)) for key in order]
         self._dumps = [(at, c.dump) for at, c in enumerate(carriers) if c.dump is not None]
         self._loads = [(at, c.load) for at, c in enumerate(carriers) if c.load is not None]
         self._encode = msgspec.msgpack.Encoder(decimal_format="string", uuid_format="bytes").encode
@@ -86,7 +88,7 @@ class Codec:
                         values[at] = load(values[at])
         except Exception as error:  # hostile bytes may raise anything; none of it is the reader's trouble
             raise CodecError(f"{type(error).__name__}: {error}") from error
-        return dict(zip(self._keys, values, strict=True))
+        return {key: values[at] for key, at in self._slots}
 
     def encode(self, row: Mapping[str, Any]) -> bytes:
         """Return the payload of a row.

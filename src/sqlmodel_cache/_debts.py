@@ -11,7 +11,8 @@ import time
 
 from ._effects import Entry, Keys
 
-RETRY_SECONDS = 1.0  # between attempts
+FIRST_RETRY = 1.0  # seconds until the first attempt; every one that fails doubles the wait
+LAST_RETRY = 30.0  # seconds
 
 
 class Debts:
@@ -20,6 +21,7 @@ class Debts:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the fields; never held during I/O
         self._owed: dict[str, bool] = {}  # key -> whether it is a row's
+        self._wait = FIRST_RETRY
         self._next_attempt = 0.0  # seconds of time.monotonic()
 
     def __bool__(self) -> bool:
@@ -31,8 +33,10 @@ class Debts:
     def owe(self, keys: Keys) -> None:
         """Remember keys."""
         with self._lock:
+            if not self._owed:
+                self._wait = FIRST_RETRY
+                self._next_attempt = time.monotonic() + FIRST_RETRY
             self._owed.update(dict.fromkeys(keys.rows, True) | dict.fromkeys(keys.tables, False))
-            self._next_attempt = time.monotonic() + RETRY_SECONDS
 
     def settle(self, keys: Keys) -> None:
         """Forget keys that have been invalidated."""
@@ -46,7 +50,8 @@ class Debts:
             now = time.monotonic()
             if not self._owed or now < self._next_attempt:
                 return None
-            self._next_attempt = now + RETRY_SECONDS
+            self._wait = min(2 * self._wait, LAST_RETRY)
+            self._next_attempt = now + self._wait
             rows = tuple(key for key, is_row in self._owed.items() if is_row)
             tables = tuple(key for key, is_row in self._owed.items() if not is_row)
             return Keys(rows, tables)

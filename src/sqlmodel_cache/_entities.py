@@ -73,7 +73,7 @@ class Entity:
         """Return the codec for rows that a driver loads."""
         codec = self._codecs.get(driver)
         if codec is None:
-            codec = self._codecs[driver] = Codec(self.columns, driver)
+            codec = self._codecs[driver] = Codec(self.columns, driver, self.attributes)
         return codec
 
     def identity_key(self, ident: object) -> _sqlalchemy.IdentityKey | None:
@@ -132,7 +132,7 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         identity_class=mapper.base_mapper.class_,
         table=_cached_table(mapper, table, config),
         pk_attributes=tuple(prop.key for prop in pk),
-        attributes=names,
+        attributes=tuple(key for key in _sqlalchemy.load_order(mapper) if key in names),
         columns=tuple(columns),
         ttl_ms=config.ttl_ms,
         missing_ttl_ms=config.missing_ttl_ms,

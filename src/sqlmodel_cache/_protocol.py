@@ -102,9 +102,9 @@ def read(
 ) -> Plan[Answer[Decoded, Any]]:
     """Return the row at `entry`, from the cache or from the database, and fill the cache with it.
 
-    `decode` raises `CodecError` for a payload that is not a row; the payload is then replaced. `absent_ttl_ms` is 0 where
-    absence is not cached. `fresh` tells, before the SELECT is sent, whether its snapshot will not be older than the
-    lease (I7). Transport errors never leave this plan: the database answers.
+    `decode` raises `CodecError` for a payload that is not a row; the payload is then replaced. `absent_ttl_ms` is 0
+    where absence is not cached. `fresh` tells, before the SELECT is sent, whether its snapshot will not be older than
+    the lease (I7). Transport errors never leave this plan: the database answers.
     """
     corrupt = False
     found: LeaseReply | None
@@ -203,7 +203,7 @@ def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_
         debts.owe(keys)
     if outcome is Outcome.UNKNOWN or (token is None and outcome is Outcome.FAILED):
         return  # what is owed stays owed: an earlier commit of these keys may be why
-    for _ in range(END_ATTEMPTS):
+    for _ in range(END_ATTEMPTS if token else 1):  # a cache that did not hear BEGIN will hardly hear END
         try:
             yield from perform(End(keys, token or new_id(), new_id()))
         except TransportError:

@@ -44,6 +44,11 @@ def mappers() -> Iterator[Mapper[Any]]:
         yield from registry.mappers
 
 
+def load_order(mapper: Mapper[Any]) -> list[str]:
+    """Return attribute names in the order in which a SELECT sets them; it differs from process to process."""
+    return [prop.key for prop in mapper._prop_set]
+
+
 # the session
 
 

@@ -32,6 +32,7 @@ def test_get_fills_then_hits(engine: Engine, cache: Store, sql: Log) -> None:
     assert sql.take() == []
     assert sql.checkouts == checkouts
     assert first == second
+    assert repr(first) == repr(second)  # the order of attributes, too
     assert (second.id, second.name, second.age) == (pk, "Rusty", 48)
     assert SQLModelCache.stats().hits == 1
 

@@ -166,7 +166,7 @@ class RedisSyncTransport:
 
     blocking = True
 
-    def __init__(self, client: redis.Redis, *, timeout: Duration = 0.25, commit_timeout: Duration = 2.0) -> None:
+    def __init__(self, client: redis.Redis, *, timeout: Duration = 0.25, commit_timeout: Duration = 1.0) -> None:
         if not isinstance(client, redis.Redis):
             raise ConfigurationError("client", client, _wrong_client(client, "redis.Redis", "RedisAsyncTransport"))
         self.client = client
@@ -229,7 +229,7 @@ class RedisAsyncTransport:
     """
 
     def __init__(
-        self, client: redis.asyncio.Redis, *, timeout: Duration = 0.25, commit_timeout: Duration = 2.0
+        self, client: redis.asyncio.Redis, *, timeout: Duration = 0.25, commit_timeout: Duration = 1.0
     ) -> None:
         if not isinstance(client, redis.asyncio.Redis):
             raise ConfigurationError(

@@ -1,0 +1,75 @@
+# Needs make and Python 3.11 or newer. Everything else goes into virtual environments below this directory.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+VENV20 := .venv-sqlalchemy20
+PIP := -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test20 check format lint types fix coverage build clean
+
+help:
+	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
+	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
+	@echo 'make test20   the same on SQLAlchemy 2.0'
+	@echo 'make check    format, lint, types, and all tests, those of the documents included: before every commit'
+	@echo 'make fix      let ruff mend format and lint'
+	@echo 'make coverage run all tests and print what they did not reach'
+	@echo 'make build    sdist and wheel into dist/'
+	@echo 'make clean    remove the environments and everything that was built'
+
+demo: $(VENV)/library.stamp
+	@$(VENV)/bin/python examples/demo.py
+
+test: $(VENV)/dev.stamp
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test20: $(VENV20)/dev.stamp
+	$(VENV20)/bin/python -m pytest $(PYTEST_ARGS)
+
+# `make check test` runs the tests once: they are one target.
+check: format lint types test
+
+format: $(VENV)/dev.stamp
+	$(VENV)/bin/ruff format --check
+
+lint: $(VENV)/dev.stamp
+	$(VENV)/bin/ruff check
+
+types: $(VENV)/dev.stamp
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+fix: $(VENV)/dev.stamp
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+coverage: $(VENV)/dev.stamp
+	$(VENV)/bin/coverage run --branch --source=sqlmodel_cache -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/coverage report --show-missing
+
+build: $(VENV)/dev.stamp
+	$(VENV)/bin/python -m build --no-isolation
+
+clean:
+	rm -rf $(VENV) $(VENV20) dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# A stamp is newer than pyproject.toml when its environment has what pyproject.toml asks for.
+
+$(VENV)/bin/python $(VENV20)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(patsubst %/bin/python,%,$@)
+
+$(VENV)/library.stamp: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP) --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP) --editable '.[dev]' 'sqlalchemy>=2.1'
+	@touch $@ $(VENV)/library.stamp
+
+$(VENV20)/dev.stamp: pyproject.toml | $(VENV20)/bin/python
+	$(VENV20)/bin/python $(PIP) --editable '.[dev]' 'sqlalchemy<2.1'
+	@touch $@

@@ -1,0 +1,193 @@
+"""Who may import whom. Decisions are below, the outside world is above, and there are no circles."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "sqlmodel_cache"
+
+# From the bottom to the top: each module with the modules that it may import, all of which stand above it in this list.
+LAYERS: dict[str, set[str]] = {
+    "errors": set(),
+    "metrics": set(),
+    "_plan": set(),
+    "_sqlalchemy": set(),
+    "_writeset": set(),
+    "_sqltext": set(),
+    "config": {"errors"},
+    "_codec": {"errors"},
+    "_effects": {"_plan"},
+    "_protocol": {"_effects", "_plan", "errors"},
+    "_keys": {"_effects"},
+    "_debts": {"_effects"},
+    "_versions": {"_effects"},
+    "_entities": {"_codec", "_keys", "_sqlalchemy", "config", "errors"},
+    "_statements": {"_codec", "_entities", "_sqlalchemy", "_sqltext", "_writeset"},
+    "transport.memory": {"_effects", "_plan", "errors"},
+    "transport.redis": {"_effects", "_keys", "_plan", "config", "errors"},
+    "transport": {"_plan", "transport.memory", "transport.redis"},
+    "_driver": {"_debts", "_plan", "_protocol", "_sqlalchemy", "errors", "transport"},
+    "_namespace": {"_effects", "_keys", "_sqlalchemy", "_writeset", "config", "errors"},
+    "_reading": {
+        "_codec",
+        "_driver",
+        "_effects",
+        "_entities",
+        "_keys",
+        "_namespace",
+        "_plan",
+        "_protocol",
+        "_sqlalchemy",
+        "_versions",
+        "_writeset",
+        "config",
+        "errors",
+        "metrics",
+    },
+    "_writing": {
+        "_driver",
+        "_effects",
+        "_entities",
+        "_keys",
+        "_namespace",
+        "_plan",
+        "_protocol",
+        "_statements",
+        "_writeset",
+        "config",
+        "metrics",
+    },
+    "cache": {
+        "_driver",
+        "_entities",
+        "_namespace",
+        "_reading",
+        "_statements",
+        "_writing",
+        "config",
+        "metrics",
+        "transport",
+    },
+    "session": {"_effects", "_entities", "_sqlalchemy", "_sqltext", "_writeset", "_writing", "cache", "errors"},
+    "configure": {"_sqlalchemy", "cache", "config", "errors", "metrics", "session", "transport", "transport.redis"},
+    "__init__": {"config", "configure", "errors", "metrics", "transport"},
+}
+
+# Which of the library's dependencies a module may import; the others none.
+DEPENDENCIES = {"msgspec", "pydantic", "redis", "sqlalchemy", "sqlmodel"}
+THIRD_PARTY: dict[str, set[str]] = {
+    "_sqlalchemy": {"sqlalchemy"},
+    "_namespace": {"sqlalchemy"},
+    "_writeset": {"sqlalchemy"},
+    "_sqltext": {"sqlalchemy"},
+    "_codec": {"msgspec", "sqlalchemy"},
+    "_entities": {"sqlalchemy"},
+    "_statements": {"sqlalchemy"},
+    "transport.redis": {"redis"},
+    "_reading": {"sqlalchemy"},
+    "_writing": {"sqlalchemy"},
+    "session": {"sqlalchemy"},
+    "configure": {"sqlalchemy"},
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    """Return the source of every module, by its name below the package."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = ast.parse(path.read_text())
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> Iterator[tuple[str, str]]:
+    """Yield each imported module and name: of this package without its name, and with a leading dot."""
+    package = name.split(".")[:-1] if name != "transport" else ["transport"]
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, ""
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{module}.{alias.name}".lstrip(".")
+                if node.level and inner in MODULES:
+                    yield f".{inner}", ""
+                else:
+                    yield f".{module}" if node.level else module, alias.name
+
+
+def test_layers_name_every_module_from_bottom_to_top() -> None:
+    """The list is complete, and no module may import one that stands below it: so there can be no circle."""
+    assert sorted(LAYERS) == sorted(MODULES)
+    order = list(LAYERS)
+    for name, allowed in LAYERS.items():
+        assert allowed <= set(order[: order.index(name)]), name
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_kept(name: str) -> None:
+    """A module imports only what its layer may."""
+    assert {module[1:] for module, _ in imports(name) if module.startswith(".")} <= LAYERS[name]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_third_parties_stay_where_they_are(name: str) -> None:
+    """The protocol knows neither SQLAlchemy nor Redis, the transports no SQLAlchemy, the rest no Redis."""
+    found = {module.partition(".")[0] for module, _ in imports(name) if not module.startswith(".")}
+    ours = {
+        module for module in found if module in {"asyncpg", "msgspec", "pydantic", "redis", "sqlalchemy", "sqlmodel"}
+    }
+    assert ours == THIRD_PARTY.get(name, set())
+
+
+def private(name: str) -> bool:
+    """Return whether a name is somebody's private one."""
+    return name.startswith("_") and not name.endswith("__")
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Return the names that a module gives to its own functions, classes and attributes."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "_sqlalchemy"])
+def test_private_names_of_others_are_used_in_one_module(name: str) -> None:
+    """Only `_sqlalchemy.py` uses private names that SQLAlchemy, or anybody else, has defined."""
+    tree = MODULES[name]
+    foreign = [
+        f"{module}.{imported}"
+        for module, imported in imports(name)
+        if not module.startswith(".") and any(map(private, (*module.split("."), imported)))
+    ]
+    mine = defined(tree)
+    foreign += [
+        f"line {node.lineno}: .{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in mine
+    ]
+    assert foreign == []
+
+
+def test_lua_lies_beside_its_transport() -> None:
+    """Every script is used by the Redis transport, by its file's name."""
+    source = (SOURCE / "transport" / "redis.py").read_text()
+    scripts = sorted(path.stem for path in SOURCE.rglob("*.lua"))
+    assert scripts == sorted(path.stem for path in (SOURCE / "transport" / "lua").iterdir())
+    assert [script for script in scripts if f'"{script}' not in source and f"'{script}" not in source] == []

@@ -1,0 +1,152 @@
+"""The surface that users hold on to: names, signatures, defaults. A change here is a change of the contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import sqlmodel_cache
+from sqlmodel_cache import CacheConfig, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SQLModelCache, errors
+
+PUBLIC = {
+    "sqlmodel_cache": [
+        "AsyncTransport",
+        "CacheConfig",
+        "CacheError",
+        "CodecError",
+        "ConfigurationError",
+        "InvalidationError",
+        "MemoryTransport",
+        "RedisAsyncTransport",
+        "RedisSyncTransport",
+        "SQLModelCache",
+        "Settings",
+        "Stats",
+        "SyncTransport",
+        "TransportError",
+    ],
+    "sqlmodel_cache.transport": [
+        "AsyncTransport",
+        "MemoryTransport",
+        "RedisAsyncTransport",
+        "RedisSyncTransport",
+        "SyncTransport",
+    ],
+}
+
+
+def own_names(module: ModuleType) -> list[str]:
+    """Return the public names that a module shows and that this library's public modules define."""
+    found = []
+    for name, value in vars(module).items():
+        origin = getattr(value, "__module__", "").split(".")
+        ours = origin[0] == "sqlmodel_cache" and not any(part.startswith("_") for part in origin)
+        if ours and not name.startswith("_") and inspect.isclass(value):
+            found.append(name)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_all_is_complete_and_sorted(name: str) -> None:
+    """`__all__` names what the module shows, in order, and nothing else."""
+    module = importlib.import_module(name)
+    assert module.__all__ == PUBLIC[name]
+    assert module.__all__ == sorted(module.__all__)
+    assert own_names(module) == module.__all__
+
+
+def test_version_is_the_changelogs() -> None:
+    """`__version__` has a section of its own in the changelog."""
+    changelog = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## \[?(\d[^\] ]*)", changelog, re.MULTILINE)[0] == sqlmodel_cache.__version__
+
+
+SIGNATURES = {
+    "configure": {
+        "transport": None,
+        "default_ttl": 300,
+        "key_prefix": "sqlmodelcache",
+        "enabled": True,
+        "async_transport": None,
+        "namespace": None,
+        "fence_ttl": 60,
+        "on_unreachable": "serve",
+        "snapshot_reads": "requested",
+    },
+    "reset": {},
+    "get_config": {},
+    "stats": {},
+    "invalidate": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
+    "invalidate_all": {"bind": None},
+    "ainvalidate": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
+    "ainvalidate_all": {"bind": None},
+    "aclose": {},
+}
+
+
+@pytest.mark.parametrize("method", SIGNATURES)
+def test_sqlmodelcache_methods_have_their_signatures(method: str) -> None:
+    """Parameters, their order and their defaults; all but the first ones by name only."""
+    parameters = inspect.signature(getattr(SQLModelCache, method)).parameters
+    assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
+    by_position = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    assert set(by_position) <= {"transport", "model", "pk"}
+
+
+def test_readme_lists_every_argument_of_configure() -> None:
+    """README's table has a row for each argument, with its default."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", readme, re.MULTILINE)
+    assert rows == [(name, repr(value).replace("'", '"')) for name, value in SIGNATURES["configure"].items()]
+
+
+def test_get_config_returns_what_was_configured() -> None:
+    """None before; afterwards every argument under its own name."""
+    assert SQLModelCache.get_config() is None
+    transport = MemoryTransport()
+    SQLModelCache.configure(transport, default_ttl=timedelta(minutes=1), key_prefix="mine")
+    found = SQLModelCache.get_config()
+    assert found is not None
+    assert (found.transport, found.default_ttl, found.key_prefix) == (transport, timedelta(minutes=1), "mine")
+    assert {field.name for field in dataclasses.fields(found)} == set(SIGNATURES["configure"])
+
+
+def test_cache_config_fields() -> None:
+    """`CacheConfig(enabled=True, ttl=None, missing_ttl=None)`, immutable."""
+    assert CacheConfig() == CacheConfig(True, None) == CacheConfig(enabled=True, ttl=None, missing_ttl=None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(CacheConfig(), "ttl", 1)  # noqa: B010  a checker would object to the statement
+
+
+@pytest.mark.parametrize("transport", [RedisSyncTransport, RedisAsyncTransport])
+def test_redis_transports_take_a_client(transport: type) -> None:
+    """`RedisSyncTransport(client)`: the client by position, time-outs by name."""
+    parameters = inspect.signature(transport).parameters
+    assert list(parameters) == ["client", "timeout", "commit_timeout"]
+    assert [parameters[name].default for name in ("timeout", "commit_timeout")] == [0.25, 2.0]
+
+
+def test_errors_have_one_base() -> None:
+    """Every error is a CacheError, is exported, and stands in the drawn tree."""
+    tree = {name: value for name, value in vars(errors).items() if inspect.isclass(value)}
+    assert all(issubclass(value, sqlmodel_cache.CacheError) for value in tree.values())
+    assert set(tree) <= set(sqlmodel_cache.__all__)
+    assert all(name in (errors.__doc__ or "") for name in tree)
+
+
+def test_public_things_are_documented() -> None:
+    """Every public class and each of its public methods says what it is."""
+    bare = []
+    for name in sqlmodel_cache.__all__:
+        value = getattr(sqlmodel_cache, name)
+        members = [(f"{name}.{key}", member) for key, member in inspect.getmembers(value) if not key.startswith("_")]
+        described = [(key, member) for key, member in members if inspect.isroutine(member) or inspect.isclass(member)]
+        bare += [key for key, member in [(name, value), *described] if not inspect.getdoc(member)]
+    assert bare == []

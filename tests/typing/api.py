@@ -1,0 +1,105 @@
+"""What type checkers make of the library's surface. Never run: mypy --strict and pyright read it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import assert_type
+
+import redis
+import redis.asyncio
+import sqlalchemy.ext.asyncio
+import sqlalchemy.orm
+from sqlmodel import Field, Session, SQLModel
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from sqlmodel_cache import (
+    AsyncTransport,
+    CacheConfig,
+    ConfigurationError,
+    MemoryTransport,
+    RedisAsyncTransport,
+    RedisSyncTransport,
+    Settings,
+    SQLModelCache,
+    Stats,
+    SyncTransport,
+)
+from sqlmodel_cache.config import Duration
+
+
+class Hero(SQLModel, table=True):
+    """A cached model."""
+
+    __cache_config__ = CacheConfig(ttl=timedelta(minutes=10))
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str
+
+
+def gets_keep_their_types(session: Session, plain: sqlalchemy.orm.Session) -> None:
+    """A cached model's `get` is typed as any other's."""
+    assert_type(session.get(Hero, 1), Hero | None)
+    assert_type(plain.get(Hero, 1), Hero | None)
+    assert_type(session.get_one(Hero, 1), Hero)
+    assert_type(session.get(Hero, 1, execution_options={"cache": False}), Hero | None)
+    assert_type(session.get(Hero, 1, execution_options={"cache_ttl": 60}), Hero | None)
+
+
+async def async_gets_keep_their_types(session: AsyncSession, plain: sqlalchemy.ext.asyncio.AsyncSession) -> None:
+    """The same for both kinds of async sessions."""
+    assert_type(await session.get(Hero, 1), Hero | None)
+    assert_type(await plain.get(Hero, 1), Hero | None)
+    assert_type(await session.get_one(Hero, 1), Hero)
+    assert_type(await session.get(Hero, 1, execution_options={"cache": False}), Hero | None)
+
+
+def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis) -> None:
+    """Every kind of transport, and every spelling of a duration."""
+    SQLModelCache.configure()
+    SQLModelCache.configure(MemoryTransport(max_rows=100))
+    SQLModelCache.configure("redis://localhost:6379")
+    SQLModelCache.configure(transport=RedisSyncTransport(sync_client), default_ttl=300)
+    SQLModelCache.configure(transport=RedisAsyncTransport(async_client, timeout=0.1), default_ttl=0.5)
+    SQLModelCache.configure(
+        transport=RedisSyncTransport(sync_client, timeout=0.1, commit_timeout=timedelta(seconds=1)),
+        async_transport=RedisAsyncTransport(async_client),
+        default_ttl=timedelta(hours=1),
+        key_prefix="mine",
+        enabled=False,
+        fence_ttl=30,
+        on_unreachable="refuse",
+        snapshot_reads="database",
+    )
+    SQLModelCache.configure(namespace="one")
+    SQLModelCache.configure(namespace=lambda session: "tenant")
+
+
+def transports_have_kinds(sync_client: redis.Redis, async_client: redis.asyncio.Redis) -> None:
+    """What is given to `configure()` can be held by its protocol."""
+    held: SyncTransport = MemoryTransport()
+    held = RedisSyncTransport(sync_client)
+    awaited: AsyncTransport = RedisAsyncTransport(async_client)
+    SQLModelCache.configure(held, async_transport=awaited)
+
+
+def models_declare(ttl: Duration) -> None:
+    """Every spelling of a model's declaration."""
+    assert_type(CacheConfig(), CacheConfig)
+    assert_type(CacheConfig(enabled=False), CacheConfig)
+    assert_type(CacheConfig(ttl=600), CacheConfig)
+    assert_type(CacheConfig(ttl=0.5), CacheConfig)
+    assert_type(CacheConfig(ttl=ttl), CacheConfig)
+    assert_type(CacheConfig(ttl=timedelta(minutes=10)).ttl, int | float | timedelta | None)
+
+
+async def answers_have_types() -> None:
+    """What the other methods return."""
+    assert_type(SQLModelCache.get_config(), Settings | None)
+    assert_type(SQLModelCache.stats(), Stats)
+    assert_type(SQLModelCache.stats().hits, int)
+    SQLModelCache.reset()
+    await SQLModelCache.aclose()
+    try:
+        CacheConfig(ttl=-1)
+    except ConfigurationError as error:
+        assert_type(error.argument, str)
