@@ -8,13 +8,13 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from models import Hero
 from sqlalchemy import create_engine, delete, event, insert, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.mapper import _all_registries
 from sqlmodel import SQLModel
 
-from models import Hero
 from sqlmodel_cache import _sqlalchemy
 
 
@@ -67,8 +67,8 @@ def test_commit_goes_through_the_replaced_methods() -> None:
     patches = _sqlalchemy.Patches()
     for name in ("_commit_impl", "_rollback_impl"):
 
-        def make(original, name=name):  # type: ignore[no-untyped-def]  # noqa: ANN
-            def call(self, *args):  # type: ignore[no-untyped-def]  # noqa: ANN
+        def make(original, name=name):
+            def call(self, *args):
                 calls.append(name)
                 return original(self, *args)
 

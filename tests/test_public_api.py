@@ -130,7 +130,7 @@ def test_redis_transports_take_a_client(transport: type) -> None:
     """`RedisSyncTransport(client)`: the client by position, time-outs by name."""
     parameters = inspect.signature(transport).parameters
     assert list(parameters) == ["client", "timeout", "commit_timeout"]
-    assert [parameters[name].default for name in ("timeout", "commit_timeout")] == [0.25, 2.0]
+    assert [parameters[name].default for name in ("timeout", "commit_timeout")] == [0.25, 1.0]
 
 
 def test_errors_have_one_base() -> None:

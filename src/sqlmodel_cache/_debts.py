@@ -20,7 +20,8 @@ class Debts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the fields; never held during I/O
-        self._owed: dict[str, bool] = {}  # key -> whether it is a row's
+        self._owed: dict[str, tuple[bool, int]] = {}  # key -> whether it is a row's, and when it was last owed
+        self._count = 0  # of all that was ever owed
         self._wait = FIRST_RETRY
         self._next_attempt = 0.0  # seconds of time.monotonic()
 
@@ -36,13 +37,20 @@ class Debts:
             if not self._owed:
                 self._wait = FIRST_RETRY
                 self._next_attempt = time.monotonic() + FIRST_RETRY
-            self._owed.update(dict.fromkeys(keys.rows, True) | dict.fromkeys(keys.tables, False))
+            self._count += 1
+            self._owed.update(dict.fromkeys(keys.rows, (True, self._count)))
+            self._owed.update(dict.fromkeys(keys.tables, (False, self._count)))
 
-    def settle(self, keys: Keys) -> None:
-        """Forget keys that have been invalidated."""
+    def ticket(self) -> int:
+        """Return a number for `settle`, before the invalidation is sent."""
+        return self._count
+
+    def settle(self, keys: Keys, ticket: int) -> None:
+        """Forget keys that have been invalidated, except what was owed since the ticket."""
         with self._lock:
             for key in (*keys.rows, *keys.tables):
-                self._owed.pop(key, None)
+                if key in self._owed and self._owed[key][1] <= ticket:
+                    del self._owed[key]
 
     def due(self) -> Keys | None:
         """Return all keys if it is time to try again, and put the next attempt off."""
@@ -52,6 +60,6 @@ class Debts:
                 return None
             self._wait = min(2 * self._wait, LAST_RETRY)
             self._next_attempt = now + self._wait
-            rows = tuple(key for key, is_row in self._owed.items() if is_row)
-            tables = tuple(key for key, is_row in self._owed.items() if not is_row)
+            rows = tuple(key for key, (is_row, _) in self._owed.items() if is_row)
+            tables = tuple(key for key, (is_row, _) in self._owed.items() if not is_row)
             return Keys(rows, tables)

@@ -151,10 +151,15 @@ def _hit(payload: bytes, decode: Callable[[bytes], Decoded], absent_ttl_ms: int)
 
 
 class Debts(Protocol):
-    """Keys whose invalidation has not landed. Until it has, this process reads them from the database."""
+    """Keys whose invalidation has not landed. Until it has, this process reads them from the database.
 
+    1 A: END executes, its reply is late   2 B: COMMIT, END fails, owes   3 A: settles, and with it what B owes
+    So an invalidation settles only what was owed before it was sent: what its ticket has seen.
+    """
+
+    def ticket(self) -> int: ...
     def owe(self, keys: Keys) -> None: ...
-    def settle(self, keys: Keys) -> None: ...
+    def settle(self, keys: Keys, ticket: int) -> None: ...
 
 
 def commit(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId) -> Plan[Outcome]:
@@ -204,11 +209,12 @@ def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_
     if outcome is Outcome.UNKNOWN or (token is None and outcome is Outcome.FAILED):
         return  # what is owed stays owed: an earlier commit of these keys may be why
     for _ in range(END_ATTEMPTS if token else 1):  # a cache that did not hear BEGIN will hardly hear END
+        ticket = debts.ticket()
         try:
             yield from perform(End(keys, token or new_id(), new_id()))
         except TransportError:
             continue
-        debts.settle(keys)
+        debts.settle(keys, ticket)
         return
     debts.owe(keys)
 
@@ -234,8 +240,9 @@ def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId) -> Plan
 
 def settle(keys: Keys, debts: Debts, *, fence_ttl_ms: int, new_id: NewId) -> Plan[None]:
     """Deliver an invalidation that failed before. A fence that nobody ends: a COMMIT of theirs may still land (I5)."""
+    ticket = debts.ticket()
     try:
         yield from perform(Begin(keys, new_id(), fence_ttl_ms))
     except TransportError:
         return
-    debts.settle(keys)
+    debts.settle(keys, ticket)

@@ -1,4 +1,4 @@
-"""What one transaction may see, store and leave behind: write sets, savepoints, rollbacks, snapshots, shared connections.
+"""What one transaction may see, store and leave behind: write sets, savepoints, rollbacks, snapshots.
 
 The interleavings of the protocol itself are in `protocol/`, every way to write is in `writes/`. Here are the rules that
 the session keeps for the protocol: I6, the own writes, and I7, the age of a snapshot.
@@ -281,7 +281,7 @@ class Broken(MemoryTransport):
         super().__init__()
         self.down = False
 
-    def execute(self, effect):  # type: ignore[no-untyped-def]  # noqa: ANN
+    def execute(self, effect):
         """Answer, or fail."""
         if self.down:
             raise TransportError("down")

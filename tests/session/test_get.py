@@ -246,7 +246,7 @@ def test_kinds_of_sessions(engine: Engine, cache: Store, sql: Log) -> None:
     """SQLAlchemy's Session, sessionmaker, scoped_session and subclasses of them all hit."""
 
     class Mine(Session):
-        def get(self, entity, ident, **options):  # type: ignore[no-untyped-def]  # noqa: ANN
+        def get(self, entity, ident, **options):
             return super().get(entity, ident, **options)
 
     pk = add_hero(engine)

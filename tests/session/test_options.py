@@ -124,7 +124,7 @@ def test_key_of_another_type(engine: Engine, cache: Store, ident: Any) -> None:
         with Session(engine) as session:
             try:
                 outcomes.append(repr(session.get(Hero, ident).name))  # type: ignore[union-attr]
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 outcomes.append(repr(type(error)))
     assert outcomes[0] == outcomes[1]
     assert len(cache.values()) == 1
@@ -246,10 +246,10 @@ def test_sessions_that_filter_go_to_the_database(engine: Engine, cache: Store) -
 def test_wrong_declarations() -> None:
     """A `__cache_config__` that is not one is an error where it is written, or when the library is configured."""
     SQLModelCache.configure()
-    with pytest.raises(ConfigurationError, match="Wrong.__cache_config__"):
+    with pytest.raises(ConfigurationError, match=r"Wrong\.__cache_config__"):
 
         class Wrong(SQLModel, table=True):
-            __cache_config__ = {"ttl": 5}  # noqa: RUF012
+            __cache_config__ = {"ttl": 5}
             id: int | None = Field(default=None, primary_key=True)
 
     class Base(SQLModel):

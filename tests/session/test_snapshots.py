@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import Log, Store
-from models import Hero, add_hero, get_hero
+from models import Hero, add_hero
 from sqlalchemy import Engine, text
 from sqlmodel import Session
 

@@ -1,0 +1,241 @@
+"""The protocol with one guard removed, each in the smallest way: transports and plans that the explorer must catch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+from protocol.programs import NOTHING, Process, reader
+from protocol.world import REPEATED
+
+from sqlmodel_cache import MemoryTransport, TransportError, _protocol
+from sqlmodel_cache._effects import (
+    Begin,
+    Commit,
+    End,
+    Fill,
+    Granted,
+    Keys,
+    Lease,
+    LeaseReply,
+    Load,
+    Lookup,
+    Outcome,
+)
+from sqlmodel_cache._plan import Plan, perform
+from sqlmodel_cache._protocol import Answer, Source
+from sqlmodel_cache.transport.memory import _Fence, _Value
+
+# transports
+
+
+class BeginKeepsTheVersion(MemoryTransport):
+    """BEGIN on a fence adds its token, and leaves the version that leases name."""
+
+    def _begin(self, effect: Begin, now: float) -> None:
+        fences = {**self._rows, **self._tables}
+        kept = {key: held.version for key, held in fences.items() if isinstance(held, _Fence)}
+        super()._begin(effect, now)
+        for key, held in {**self._rows, **self._tables}.items():
+            if isinstance(held, _Fence):
+                held.version = kept.get(key, held.version)
+
+    _handlers = MemoryTransport._handlers | {Begin: _begin}
+
+
+class BeginForgetsOthers(MemoryTransport):
+    """BEGIN leaves no token but its own."""
+
+    def _begin(self, effect: Begin, now: float) -> None:
+        for held in (*self._rows.values(), *self._tables.values()):
+            if isinstance(held, _Fence):
+                held.pending.clear()
+        super()._begin(effect, now)
+
+    _handlers = MemoryTransport._handlers | {Begin: _begin}
+
+
+class NoDeadline(MemoryTransport):
+    """A token stays until its owner removes it."""
+
+    def _begin(self, effect: Begin, now: float) -> None:
+        super()._begin(replace(effect, fence_ttl_ms=inf), now)  # type: ignore[arg-type]
+
+    _handlers = MemoryTransport._handlers | {Begin: _begin}
+
+
+class LeaseWhileRowPending(MemoryTransport):
+    """A lease is granted while a commit is in flight; only the fill looks at the tokens."""
+
+    def _lease(self, effect: Lease, now: float) -> LeaseReply:
+        return _without_tokens(self._rows.get(effect.entry.row), lambda: MemoryTransport._lease(self, effect, now))
+
+    _handlers = MemoryTransport._handlers | {Lease: _lease}
+
+
+class LeaseWhileTablePending(MemoryTransport):
+    """The same, for a commit that writes the table."""
+
+    def _lease(self, effect: Lease, now: float) -> LeaseReply:
+        held = self._tables.get(effect.entry.table)
+        return _without_tokens(held, lambda: MemoryTransport._lease(self, effect, now))
+
+    _handlers = MemoryTransport._handlers | {Lease: _lease}
+
+
+class LeasesRepeat(MemoryTransport):
+    """A lease on an absent row has the version that the one before it had."""
+
+    def _fresh(self, id: bytes) -> bytes:
+        return REPEATED.ljust(16) if id.startswith(b"R") else super()._fresh(id)
+
+
+class FillUnderAnyVersion(MemoryTransport):
+    """A fill needs a fence, not its own."""
+
+    def _fill(self, effect: Fill, now: float) -> bool:
+        held = self._rows.get(effect.entry.row)
+        version = held.version if isinstance(held, _Fence) else b""
+        return super()._fill(replace(effect, lease=Granted(version, effect.lease.table_version)), now)
+
+    _handlers = MemoryTransport._handlers | {Fill: _fill}
+
+
+class FillOnAbsent(MemoryTransport):
+    """A fill takes absence for permission."""
+
+    def _fill(self, effect: Fill, now: float) -> bool:
+        self._rows.setdefault(effect.entry.row, _Fence(effect.lease.version))
+        return super()._fill(effect, now)
+
+    _handlers = MemoryTransport._handlers | {Fill: _fill}
+
+
+class FillWithTheTableOfNow(MemoryTransport):
+    """A fill stores the table's version as it is by then, not as it was leased."""
+
+    def _fill(self, effect: Fill, now: float) -> bool:
+        table = self._tables.get(effect.entry.table, _Fence(b""))
+        return super()._fill(replace(effect, lease=Granted(effect.lease.version, table.version)), now)
+
+    _handlers = MemoryTransport._handlers | {Fill: _fill}
+
+
+class LookupIgnoresTheTable(MemoryTransport):
+    """A value is a hit, whatever has happened to its table."""
+
+    def _lookup(self, effect: Lookup) -> bytes | None:
+        held = self._rows.get(effect.entry.row)
+        return held.payload if isinstance(held, _Value) else None
+
+
+class EndOpensAll(MemoryTransport):
+    """END removes every token: one flag for all writers."""
+
+    def _end(self, effect: End, now: float) -> None:
+        super()._end(effect, now)
+        for held in (*self._rows.values(), *self._tables.values()):
+            if isinstance(held, _Fence):
+                held.pending.clear()
+
+    _handlers = MemoryTransport._handlers | {End: _end}
+
+
+class EndDeletes(MemoryTransport):
+    """END deletes its keys."""
+
+    def _end(self, effect: End, now: float) -> None:
+        for key in (*effect.keys.rows, *effect.keys.tables):
+            self._rows.pop(key, None)
+            self._tables.pop(key, None)
+
+    _handlers = MemoryTransport._handlers | {End: _end}
+
+
+class EndIgnoresALostToken(MemoryTransport):
+    """END does nothing where it does not find its token."""
+
+    def _end(self, effect: End, now: float) -> None:
+        held = {**self._rows, **self._tables}
+        keys = {key for key, fence in held.items() if isinstance(fence, _Fence) and effect.token in fence.pending}
+        rows, tables = ((key for key in kind if key in keys) for kind in effect.keys)
+        super()._end(replace(effect, keys=Keys(tuple(rows), tuple(tables))), now)
+
+    _handlers = MemoryTransport._handlers | {End: _end}
+
+
+def _without_tokens(held: object, act: Callable[[], Any]) -> Any:
+    """Return what `act` returns while a fence's tokens are hidden from it."""
+    if not isinstance(held, _Fence):
+        return act()
+    tokens, held.pending = held.pending, {}
+    try:
+        return act()
+    finally:
+        held.pending = tokens
+
+
+# plans
+
+
+def never_tells(keys: Keys, debts: Any, **_: Any) -> Plan[Outcome]:
+    """A commit without BEGIN and END."""
+    return (yield from perform(Commit()))
+
+
+def fences_what_was_flushed_before(keys: Keys, debts: Any, **settings: Any) -> Plan[Outcome]:
+    """A commit whose BEGIN was sent before the last flush, which wrote the row: the row is not in it."""
+    return (yield from _protocol.commit(NOTHING, debts, **settings))
+
+
+def begins_after_commit(keys: Keys, debts: Any, *, new_id: Any, **settings: Any) -> Plan[Outcome]:
+    """A commit that tells the cache afterwards only, as "delete after commit" does."""
+    outcome = yield from perform(Commit())
+    token = yield from _protocol.begin(keys, debts, new_id=new_id, **settings)
+    yield from _protocol.end(keys, token, outcome, debts, new_id=new_id)
+    return outcome
+
+
+def never_ends(keys: Keys, debts: Any, **settings: Any) -> Plan[Outcome]:
+    """A commit that returns without END."""
+    yield from _protocol.begin(keys, debts, **settings)
+    return (yield from perform(Commit()))
+
+
+def ends_once(keys: Keys, debts: Any, *, new_id: Any, **settings: Any) -> Plan[Outcome]:
+    """A commit that sends END, and does not care whether it has arrived."""
+    token = yield from _protocol.begin(keys, debts, new_id=new_id, **settings)
+    outcome = yield from perform(Commit())
+    if token is not None and outcome is not Outcome.UNKNOWN:
+        with contextlib.suppress(TransportError):
+            yield from perform(End(keys, token, new_id()))
+    return outcome
+
+
+def ends_on_unknown_outcome(keys: Keys, debts: Any, *, new_id: Any, **settings: Any) -> Plan[Outcome]:
+    """A commit that takes a lost connection for a rollback."""
+    token = yield from _protocol.begin(keys, debts, new_id=new_id, **settings)
+    outcome = yield from perform(Commit())
+    known = Outcome.FAILED if outcome is Outcome.UNKNOWN else outcome
+    yield from _protocol.end(keys, token, known, debts, new_id=new_id)
+    return outcome
+
+
+def selects_before_lease(
+    entry: Any, fingerprint: bytes, decode: Any, *, ttl_ms: int, new_id: Any, **_: Any
+) -> Plan[Any]:
+    """A read that asks for its lease when it has its row."""
+    yield from perform(Lookup(entry, fingerprint))
+    loaded = yield from perform(Load())
+    found = yield from perform(Lease(entry, fingerprint, new_id()))
+    if isinstance(found, Granted) and loaded.payload is not None:
+        yield from perform(Fill(entry, found, fingerprint, loaded.payload, ttl_ms))
+    return Answer(Source.FILLED, None, loaded.row)
+
+
+def own_read_through_cache(process: Process) -> Plan[Any]:
+    """A transaction's read of a row that it wrote, through the cache."""
+    return (yield from reader()(process))

@@ -1,0 +1,180 @@
+"""What the processes of a scenario do: readers and writers made of the project's own plans, whole or mutated.
+
+A program is a generator of effects. `Update`, `Abort` and `Snapshot` are the database's, and exist in tests only; all
+others are the project's. One row is in play, and its table's shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlmodel_cache import InvalidationError, TransportError, _protocol
+from sqlmodel_cache._effects import ABSENT, Commit, Entry, Keys, Lease, Load, Outcome
+from sqlmodel_cache._plan import Effect, Plan, perform
+from sqlmodel_cache.errors import CodecError
+
+ENTRY = Entry("c:{db/hero:0}:1", "c:{db/hero:0}")
+ROW = Keys((ENTRY.row,), ())
+TABLE = Keys((), (ENTRY.table,))
+NOTHING = Keys((), ())
+
+FINGERPRINT = b"release1"
+CORRUPT = b"not a row"
+TTL_MS = 300_000
+FENCE_TTL_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Update(Effect[None]):
+    """Send a writing statement; `touches` says whether it writes the row, and takes its lock."""
+
+    touches: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Abort(Effect[None]):
+    """Send the database's ROLLBACK."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot(Effect[int]):
+    """Begin a REPEATABLE READ transaction: every later SELECT of the process sees what is committed now."""
+
+
+@dataclass
+class Debts:
+    """Whether a process owes an invalidation."""
+
+    owed: bool = False
+
+    def owe(self, keys: Keys) -> None:
+        """Remember keys."""
+        self.owed = True
+
+    def ticket(self) -> int:
+        """Return nothing of use: a process of the model does one thing at a time."""
+        return 0
+
+    def settle(self, keys: Keys, ticket: int) -> None:
+        """Forget keys."""
+        self.owed = False
+
+
+@dataclass
+class Process:
+    """What a program is given: ids that are never the same twice, and a place for its debts."""
+
+    name: str
+    debts: Debts = field(default_factory=Debts)
+    ids: int = 0
+
+    def new_id(self) -> bytes:
+        """Return 16 bytes that begin with the process's name, so that the world knows whose token it sees."""
+        self.ids += 1
+        return f"{self.name}.{self.ids}".encode().ljust(16, b".")
+
+    def same_id(self) -> bytes:
+        """Return the same 16 bytes always: a broken `new_id`."""
+        return self.name.encode().ljust(16, b".")
+
+
+Program = Callable[[Process], Plan[Any]]
+CommitPlan = Callable[..., Plan[Outcome]]
+
+
+def payload_of(version: int) -> bytes:
+    """Return the payload of the row as the n-th commit left it; below zero is a value that nobody committed."""
+    return str(version).encode()
+
+
+def decode(payload: bytes) -> int:
+    """Return the version that a payload holds; the row does not exist in version 0."""
+    if payload == ABSENT:
+        return 0
+    if payload == CORRUPT:
+        raise CodecError("corrupt")
+    return int(payload)
+
+
+def reader(read: Callable[..., Plan[Any]] = _protocol.read, fingerprint: bytes = FINGERPRINT) -> Program:
+    """Return a program that gets the row in READ COMMITTED."""
+    ttls = {"ttl_ms": TTL_MS, "absent_ttl_ms": TTL_MS}
+    return lambda process: read(ENTRY, fingerprint, decode, new_id=process.new_id, **ttls)
+
+
+def snapshot_reader() -> Program:
+    """Return a program that gets the row in a REPEATABLE READ transaction that has begun before."""
+
+    def program(process: Process) -> Plan[Any]:
+        yield from perform(Snapshot())
+        return (yield from reader()(process))
+
+    return program
+
+
+def remembering_reader() -> Program:
+    """Return the same program in a process that has seen a lease on the row before the transaction began."""
+
+    def program(process: Process) -> Plan[Any]:
+        with suppress(TransportError):
+            yield from perform(Lease(ENTRY, FINGERPRINT, process.new_id()))
+        return (yield from snapshot_reader()(process))
+
+    return program
+
+
+def writer(
+    keys: Keys = ROW,
+    *,
+    touches: bool = True,
+    refuse: bool = True,
+    commit: CommitPlan = _protocol.commit,
+    before: Program | None = None,
+    retries: int = 0,
+    same_id: bool = False,
+) -> Program:
+    """Return a program that writes and commits.
+
+    Args:
+        keys: its write set.
+        touches: whether the row is among what it writes.
+        refuse: as in the plan: whether a commit that cannot be fenced is refused.
+        commit: the plan, or a mutant of it.
+        before: what it does between its UPDATE and its COMMIT.
+        retries: how often it tries the transaction again that the database has refused.
+        same_id: whether it uses one token for everything.
+    """
+
+    def program(process: Process) -> Plan[Any]:
+        new_id = process.same_id if same_id else process.new_id
+        for _ in range(1 + retries):
+            yield from perform(Update(touches))
+            if before is not None:
+                yield from before(process)
+            try:
+                outcome = yield from commit(
+                    keys, process.debts, refuse=refuse, fence_ttl_ms=FENCE_TTL_MS, new_id=new_id
+                )
+            except InvalidationError:
+                yield from perform(Abort())
+                return Outcome.FAILED
+            if outcome is not Outcome.FAILED:
+                break
+        if process.debts.owed:
+            yield from _protocol.settle(keys, process.debts, fence_ttl_ms=FENCE_TTL_MS, new_id=new_id)
+        return outcome
+
+    return program
+
+
+def own_load(process: Process) -> Plan[None]:
+    """A transaction's read of a row that it wrote, as the session does it: the cache is not asked."""
+    yield from perform(Load())
+
+
+def bare_commit(*_: Any, **__: Any) -> Plan[Outcome]:
+    """A commit that tells the cache nothing."""
+    return (yield from perform(Commit()))

@@ -1,0 +1,177 @@
+"""One face for every transport: execute effects, look at what a key holds, and reach behind the transport's back.
+
+The layout of keys in Redis is written here a second time, from the header of `lua/marks.lua`, so that a change of it
+is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from sqlmodel_cache import MemoryTransport
+from sqlmodel_cache._effects import Entry, Granted, Keys
+from sqlmodel_cache._plan import Effect
+from sqlmodel_cache.transport.memory import _Fence, _Value
+
+ENTRY = Entry("c:{db/hero:0}:1", "c:{db/hero:0}")
+NEIGHBOUR = Entry("c:{db/hero:0}:17", "c:{db/hero:0}")
+ELSEWHERE = Entry("c:{db/hero:1}:2", "c:{db/hero:1}")
+ROW = Keys((ENTRY.row,), ())
+TABLE = Keys((), (ENTRY.table,))
+
+FINGERPRINT, OTHER_FINGERPRINT = b"release1", b"release2"
+PAYLOAD = b"\x93the row\x00\xff"
+FENCE_TTL_MS = 60_000
+TTL_MS = 300_000
+PAST = 1.0  # a deadline in 1970, and long before any monotonic clock's now
+FAR = 1e15
+
+
+def id_of(name: str) -> bytes:
+    """Return the 16 bytes of a name."""
+    return name.encode().ljust(16, b"\0")
+
+
+@dataclass(frozen=True)
+class Fence:
+    """What a key holds: a version, and the tokens that are written there, with their deadlines in ms."""
+
+    version: bytes
+    pending: tuple[tuple[bytes, float], ...] = ()
+
+    @property
+    def tokens(self) -> frozenset[bytes]:
+        """Return the tokens, lapsed or not."""
+        return frozenset(token for token, _ in self.pending)
+
+    def raw(self) -> bytes:
+        """Return the fence as Redis holds it."""
+        return b"F" + self.version + b"".join(token + struct.pack(">d", deadline) for token, deadline in self.pending)
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a key holds: a row under its table's version."""
+
+    table_version: bytes
+    fingerprint: bytes
+    payload: bytes
+
+    def raw(self) -> bytes:
+        """Return the value as Redis holds it."""
+        return b"V\x01" + self.fingerprint + self.table_version + self.payload
+
+
+Held = Fence | Value | None
+
+
+class Backend:
+    """A transport under test."""
+
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
+
+    def execute(self, effect: Effect[Any]) -> Any:
+        """Return the effect's reply."""
+        return self.transport.execute(effect)
+
+    def peek(self, key: str) -> Held:
+        """Return what a key holds."""
+        raise NotImplementedError
+
+    def place(self, key: str, held: Fence | Value) -> None:
+        """Write a key behind the transport's back."""
+        raise NotImplementedError
+
+    def evict(self, key: str) -> None:
+        """Lose a key."""
+        raise NotImplementedError
+
+    def lapse(self, key: str, tokens: Iterable[bytes] | None = None) -> None:
+        """Let the deadlines of a key's tokens pass: of all, or of some."""
+        held = self.peek(key)
+        assert isinstance(held, Fence)
+        names = held.tokens if tokens is None else frozenset(tokens)
+        pending = tuple((token, PAST if token in names else deadline) for token, deadline in held.pending)
+        self.place(key, Fence(held.version, pending))
+
+    def own_version(self, key: str) -> bytes:
+        """Return a fence's version, or 16 bytes that are nobody's."""
+        held = self.peek(key)
+        return held.version if isinstance(held, Fence) else id_of("nobody's")
+
+    def granted(self) -> Granted:
+        """Return the lease that a reader of `ENTRY` would hold now."""
+        return Granted(self.own_version(ENTRY.row), self.own_version(ENTRY.table))
+
+
+class MemoryBackend(Backend):
+    """The in-process transport, on a clock that stands still."""
+
+    def __init__(self, transport: type[MemoryTransport] = MemoryTransport) -> None:
+        self.now = 1_000.0
+        super().__init__(transport(clock=lambda: self.now))
+
+    def peek(self, key: str) -> Held:
+        held = self.transport._rows.get(key) or self.transport._tables.get(key)
+        if isinstance(held, _Value):
+            return Value(held.table_version, held.fingerprint, held.payload)
+        return None if held is None else Fence(held.version, tuple(held.pending.items()))
+
+    def place(self, key: str, held: Fence | Value) -> None:
+        if isinstance(held, Value):
+            self.transport._rows[key] = _Value(held.table_version, held.fingerprint, held.payload, FAR)
+            return
+        home = self.transport._tables if key.endswith("}") else self.transport._rows
+        home[key] = _Fence(held.version, dict(held.pending))
+
+    def evict(self, key: str) -> None:
+        self.transport.evict(key)
+
+
+class RedisBackend(Backend):
+    """A transport on a real Redis; `client` is the test's own way in."""
+
+    def __init__(self, transport: Any, client: redis.Redis) -> None:
+        super().__init__(transport)
+        self.client: Any = client
+
+    def peek(self, key: str) -> Held:
+        raw = self.client.get(key)
+        return None if raw is None else parse(raw)
+
+    def place(self, key: str, held: Fence | Value) -> None:
+        self.client.set(key, held.raw(), keepttl=True)
+
+    def evict(self, key: str) -> None:
+        self.client.delete(key)
+
+    def all_expire(self) -> bool:
+        """Return whether every key of the database has a TTL."""
+        return all(self.client.pttl(key) > 0 for key in self.client.scan_iter())
+
+
+class AsyncRedisBackend(RedisBackend):
+    """The async transport, in an event loop that lives as long as the test."""
+
+    def __init__(self, transport: Any, client: redis.Redis, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport, client)
+        self._loop = loop
+
+    def execute(self, effect: Effect[Any]) -> Any:
+        return self._loop.run_until_complete(self.transport.aexecute(effect))
+
+
+def parse(raw: bytes) -> Fence | Value:
+    """Return what the bytes of a key mean."""
+    if raw[:2] == b"V\x01":
+        return Value(raw[10:26], raw[2:10], raw[26:])
+    assert raw[:1] == b"F"
+    assert (len(raw) - 17) % 24 == 0
+    return Fence(raw[1:17], tuple(struct.iter_unpack(">16sd", raw[17:])))

@@ -1,0 +1,237 @@
+"""The other kind of client, derived from the given one's settings; and what is refused instead of guessed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+import redis.sentinel
+from transport.backends import ENTRY, FINGERPRINT, PAYLOAD, ROW, TTL_MS, id_of
+
+from sqlmodel_cache import ConfigurationError, MemoryTransport, RedisAsyncTransport, RedisSyncTransport
+from sqlmodel_cache._effects import Begin, Fill, Lease, Lookup
+from sqlmodel_cache.transport import AsyncTransport, SyncTransport
+from sqlmodel_cache.transport.redis import from_url
+
+LEASE = Lease(ENTRY, FINGERPRINT, id_of("lease"))
+LOOKUP = Lookup(ENTRY, FINGERPRINT)
+
+ADDRESS = {"host": "cache.test", "port": 6380, "db": 3, "username": "app", "password": "secret", "client_name": "web"}
+TLS = {
+    "ssl": True,
+    "ssl_keyfile": "/key.pem",
+    "ssl_certfile": "/cert.pem",
+    "ssl_ca_certs": "/ca.pem",
+    "ssl_ca_data": "pem",
+    "ssl_check_hostname": False,
+    "ssl_cert_reqs": "none",
+}
+PLAIN_KINDS = [redis.Connection, redis.asyncio.Connection]
+TLS_KINDS = [redis.SSLConnection, redis.asyncio.SSLConnection]
+UNIX_KINDS = [redis.UnixDomainSocketConnection, redis.asyncio.UnixDomainSocketConnection]
+
+CASES: dict[str, tuple[dict[str, Any], list[type]]] = {
+    "TCP": (ADDRESS, PLAIN_KINDS),
+    "TLS": ({**ADDRESS, **TLS}, TLS_KINDS),
+    "unix socket": ({"unix_socket_path": "/run/redis.sock", "db": 2, "password": "secret"}, UNIX_KINDS),
+    "RESP3, keepalive": ({**ADDRESS, "protocol": 3, "socket_keepalive": True, "health_check_interval": 5}, PLAIN_KINDS),
+}
+
+
+def _pair(to_async: bool, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Return a transport on a client with these options, and its twin."""
+    given: Any
+    if to_async:
+        given = RedisSyncTransport(redis.Redis(**options), timeout=0.5, commit_timeout=3)
+    else:
+        given = RedisAsyncTransport(redis.asyncio.Redis(**options), timeout=0.5, commit_timeout=3)
+    return given, given.twin()
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("to_async", [True, False])
+def test_twin_has_the_same_settings(name: str, to_async: bool) -> None:
+    """Address, credentials, TLS and protocol are carried over, and are accepted by the other kind of connection."""
+    options, kinds = CASES[name]
+    given, twin = _pair(to_async, options)
+    assert isinstance(twin, RedisAsyncTransport if to_async else RedisSyncTransport)
+    assert (twin.timeout_ms, twin.commit_timeout_ms) == (500, 3_000)
+    pool = twin.client.connection_pool
+    assert pool.connection_class is kinds[to_async]
+    theirs = given.client.connection_pool.connection_kwargs
+    for option in options:
+        key = {"unix_socket_path": "path"}.get(option, option)
+        if option != "ssl":
+            assert pool.connection_kwargs[key] == theirs[key] == options[option]
+    connection = pool.make_connection()
+    assert isinstance(connection, kinds[to_async])
+    assert (connection.db, connection.password if hasattr(connection, "password") else "secret") == (
+        options["db"],
+        "secret",
+    )
+
+
+def test_twin_of_a_twin_is_like_the_first() -> None:
+    """Nothing is lost on the way there and back."""
+    given, twin = _pair(True, {**ADDRESS, **TLS})
+    back = twin.twin()
+    own = given.client.connection_pool
+    assert back.client.connection_pool.connection_class is own.connection_class
+    for key in {*ADDRESS, *TLS} - {"ssl"}:
+        assert back.client.connection_pool.connection_kwargs[key] == own.connection_kwargs[key]
+
+
+def test_clients_of_a_url_share_a_server(redis_url: str, redis_client: redis.Redis) -> None:
+    """`from_url` gives both transports: what one fills the other hits."""
+    sync, twin = from_url(redis_url)
+    granted = sync.execute(LEASE)
+    assert sync.execute(Fill(ENTRY, granted, FINGERPRINT, PAYLOAD, TTL_MS)) is True
+    assert asyncio.run(_look_up_and_close(twin)) == PAYLOAD
+    assert redis_client.exists(ENTRY.row)
+    sync.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("redis://:pw@h:1/2", redis.Connection),
+        ("rediss://h", redis.SSLConnection),
+        ("unix:///run/redis.sock?db=1", redis.UnixDomainSocketConnection),
+    ],
+)
+def test_url_of_each_scheme_gives_both_transports(url: str, kind: type) -> None:
+    """`redis://`, `rediss://` and `unix://` are understood, and nothing is connected."""
+    sync, twin = from_url(url)
+    assert sync.client.connection_pool.connection_class is kind
+    assert twin.client.connection_pool.connection_class.__name__ == kind.__name__
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@host:port/0", "http://:secret@host", "redis://:secret@h:1/0?db=x"])
+def test_url_that_is_none_is_refused_without_its_password(url: str) -> None:
+    """The error shows where the URL is wrong, and never the password."""
+    with pytest.raises(ConfigurationError, match="not a Redis URL") as raised:
+        from_url(url)
+    assert "secret" not in str(raised.value)
+    assert raised.value.argument == "transport"
+
+
+@pytest.mark.parametrize(
+    ("kind", "client", "hint"),
+    [
+        (RedisSyncTransport, redis.asyncio.Redis(), "use RedisAsyncTransport"),
+        (RedisAsyncTransport, redis.Redis(), "use RedisSyncTransport"),
+        (RedisSyncTransport, "redis://localhost", "give a redis.Redis"),
+        (RedisAsyncTransport, None, "give a redis.asyncio.Redis"),
+        (RedisSyncTransport, redis.ConnectionPool(), "give a redis.Redis"),
+        (RedisSyncTransport, redis.Redis, "give a redis.Redis"),
+    ],
+)
+def test_client_of_the_wrong_kind_is_refused(kind: Any, client: object, hint: str) -> None:
+    """A sync client in the async transport, a URL, a pool, ...: the error says what to give instead."""
+    with pytest.raises(ConfigurationError, match=hint) as raised:
+        kind(client)
+    assert raised.value.argument == "client"
+    assert raised.value.value is client
+
+
+@pytest.mark.parametrize("argument", ["timeout", "commit_timeout"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "1", True, None])
+def test_timeout_that_is_none_is_refused(argument: str, value: object) -> None:
+    """Time-outs are positive durations in seconds."""
+    wrong: Any = {argument: value}
+    for build in (lambda: RedisSyncTransport(redis.Redis(), **wrong), lambda: RedisAsyncTransport(_async(), **wrong)):
+        with pytest.raises(ConfigurationError) as raised:
+            build()
+        assert raised.value.argument == argument
+
+
+def test_connections_without_a_known_twin_are_refused() -> None:
+    """A connection class of the user's own has no twin: the error asks for both transports."""
+
+    class Own(redis.Connection):
+        pass
+
+    transport = RedisSyncTransport(redis.Redis(connection_pool=redis.ConnectionPool(connection_class=Own)))
+    with pytest.raises(ConfigurationError, match=r"Own connections; give configure\(\) both") as raised:
+        transport.twin()
+    assert raised.value.argument == "transport"
+
+
+def test_pool_that_knows_more_than_its_settings_is_used_as_it_is() -> None:
+    """A sentinel's pool finds its master itself: the transport takes no copy of it."""
+    pool = redis.sentinel.SentinelConnectionPool("master", redis.sentinel.Sentinel([]))
+    client = redis.Redis(connection_pool=pool)
+    transport = RedisSyncTransport(client)
+    assert transport._reads is client
+    assert transport._commits is client
+    transport.close()
+
+
+def test_given_client_keeps_its_settings_and_its_connections(redis_url: str) -> None:
+    """The sync transport uses a pool of its own: the application's client is neither changed nor closed."""
+    with redis.Redis.from_url(redis_url, decode_responses=True, socket_timeout=7) as client:
+        before = dict(client.connection_pool.connection_kwargs)
+        client.set("c:mine", "x")
+        transport = RedisSyncTransport(client)
+        transport.execute(LOOKUP)
+        transport.close()
+        assert client.connection_pool.connection_kwargs == before
+        assert client.get("c:mine") == "x"
+        client.delete("c:mine")
+
+
+def test_each_event_loop_has_its_own_connections(redis_url: str) -> None:
+    """One async transport serves event loops one after the other and side by side; a loop that is gone is forgotten."""
+    transport = RedisAsyncTransport(redis.asyncio.Redis.from_url(redis_url), timeout=10, commit_timeout=10)
+    begin = Begin(ROW, id_of("token"), 60_000)
+
+    async def use() -> None:
+        for _ in range(3):
+            assert await transport.aexecute(begin) is None
+        await transport.aclose()
+        await transport.client.aclose()
+
+    for _ in range(3):
+        asyncio.run(use())
+    gc.collect()
+    assert len(transport._clients) == 0
+
+
+def test_closing_the_async_transport_leaves_the_given_client(redis_url: str) -> None:
+    """`aclose` closes what the transport opened; the given client still answers."""
+
+    async def use() -> Any:
+        client: Any = redis.asyncio.Redis.from_url(redis_url)
+        transport = RedisAsyncTransport(client, timeout=10)
+        await transport.aexecute(LOOKUP)
+        await transport.aclose()
+        answer = await client.ping()
+        await client.aclose()
+        return answer
+
+    assert asyncio.run(use()) is True
+
+
+def test_transports_are_what_they_say() -> None:
+    """The protocols in `transport/__init__` fit the three transports, each on its own side."""
+    sync, twin = from_url("redis://localhost")
+    assert isinstance(sync, SyncTransport)
+    assert isinstance(MemoryTransport(), SyncTransport)
+    assert isinstance(twin, AsyncTransport)
+    assert not isinstance(twin, SyncTransport)
+    assert sync.blocking is True
+    assert MemoryTransport().blocking is False
+
+
+async def _look_up_and_close(transport: RedisAsyncTransport) -> Any:
+    found = await transport.aexecute(LOOKUP)
+    await transport.aclose()
+    return found
+
+
+def _async() -> Any:
+    return redis.asyncio.Redis()
