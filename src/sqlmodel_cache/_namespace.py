@@ -7,11 +7,13 @@ goes through the DBAPI, not through SQLAlchemy, so that no event of the applicat
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import threading
 import uuid
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,8 @@ from ._effects import Entry, Keys
 from ._writeset import TableRef, WriteSet
 from .config import Settings
 from .errors import ConfigurationError
+
+log = logging.getLogger("sqlmodel_cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,27 @@ class Naming:
         if not isinstance(name, str) or not name:
             raise LookupError("the namespace callable gave no name")
         return _keys.escape(name)
+
+    @property
+    def asks_sessions(self) -> bool:
+        """Whether the namespace depends on the session."""
+        return callable(self._configured)
+
+    def namespaces_of(self, sessions: Iterable[Session], connection: Connection) -> set[str]:
+        """Return the namespaces in which a connection writes: of all sessions that use it, or its database's.
+
+        A callable that gives none, or raises, leaves the write to the TTL of whoever has cached the row: it is logged.
+        """
+        if not callable(self._configured):
+            return {self.namespace(None, connection)}
+        found = set()
+        using: list[Session | None] = [*sessions]
+        for session in using or [None]:
+            try:
+                found.add(self.namespace(session, connection))
+            except Exception as why:  # the callable is the application's
+                log.warning("a write is not invalidated, for want of a namespace: %s", why)
+        return found
 
     def namespaces(self, bind: Engine | Connection | None) -> list[str]:
         """Return the bind's namespace, or without one all that this process knows.

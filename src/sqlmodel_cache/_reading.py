@@ -140,8 +140,7 @@ class Reader:
         if _flag("cache", given.get("cache", True)) is False:
             return None
         ttl_ms = self._ttl_ms(entity, given.get("cache_ttl"))
-        name = _keys.table_name(entity.table.schema, entity.table.name, given.get("schema_translate_map"))
-        ref = TableRef(namespace, name)
+        ref = TableRef(namespace, _table_name(entity, given.get("schema_translate_map"), bind))
         snapshot = self._snapshot(session, bind, ref, pk, session_options)
         if snapshot is None:
             return None
@@ -268,6 +267,15 @@ def _is_plain(
     if _sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession):
         return False
     return not session.dispatch.do_orm_execute  # a listener may narrow what the SELECT finds: tenants, soft deletes
+
+
+def _table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
+    """Return the table's name in keys. The default schema by its name is the one without: others may not say it."""
+    schema, name = entity.table.schema, entity.table.name
+    translated = translate.get(schema, schema) if translate else schema
+    if translated != schema and translated == bind.dialect.default_schema_name:
+        translated = None
+    return _keys.table_name(translated, name)
 
 
 def _connections(session: Session, bind: Engine | Connection) -> list[Connection]:

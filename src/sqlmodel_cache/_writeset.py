@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
 _INFO_KEY = "sqlmodel_cache"
@@ -88,6 +89,7 @@ class Transaction:
 
     writes: WriteSet = field(default_factory=WriteSet)
     unnamed: list[Unnamed] = field(default_factory=list)  # written before the database could be asked for its name
+    sessions: weakref.WeakSet[Session] = field(default_factory=weakref.WeakSet)  # for a namespace that asks for one
     began: float | None = None  # seconds of time.monotonic(), not later than its snapshot; None when nobody saw it
     isolated: bool = False  # a statement has set an isolation level, or the snapshot, by hand
     fence: Any = None  # the fence of a statement that commits by itself, while it runs
@@ -117,6 +119,7 @@ class Transaction:
         """Forget what belongs to a transaction, and keep what belongs to the connection."""
         self.writes.clear()
         self.unnamed.clear()
+        self.sessions.clear()
         self.began = None
         self.isolated = False
         self.fence = None

@@ -49,13 +49,14 @@ class Writer:
         """Move unnamed writes into the write set; raises what the driver raises if the database does not answer."""
         if not state.unnamed:
             return
-        namespace = self._naming.namespace(None, connection)
+        namespaces = self._naming.namespaces_of(state.sessions, connection)
         for writes, translate in state.unnamed:
             for write in writes:
                 is_new = write.kind == "insert" and not write.table.absences
                 add = state.writes.insert if is_new else state.writes.change
                 for name in _names_of(write, translate, connection.dialect.default_schema_name):
-                    add(TableRef(namespace, name), write.pks)
+                    for namespace in namespaces:
+                        add(TableRef(namespace, name), write.pks)
         state.unnamed.clear()
 
     def commit(self, connection: Connection, state: Transaction, send: Callable[[], None]) -> None:

@@ -28,7 +28,7 @@ class Cache:
         self.entities = Entities()
         self.statements = Statements(self.entities)
         self.driver = Driver(sync_transport, async_transport, fence_ttl_ms=settings.fence_ttl_ms)
-        naming = Naming(settings)
+        self.naming = naming = Naming(settings)
         self.reader = Reader(settings, self.driver, self.entities, naming, self.counters)
         self.writer = Writer(settings, self.driver, naming, self.counters)
 

@@ -47,6 +47,8 @@ class Hooks:
             (Mapper, "after_mapper_constructed", self._mapper_constructed),
             (Table, "after_parent_attach", self._table_attached),
         )
+        if cache.naming.asks_sessions:
+            self._listeners += ((Session, "after_begin", self._after_begin),)
 
     def install(self) -> None:
         """Hook in."""
@@ -77,6 +79,9 @@ class Hooks:
             return reader.get(self, entity, ident, options, lambda: original(self, entity, ident, **options))
 
         return get
+
+    def _after_begin(self, session: Session, transaction: Any, connection: Connection) -> None:
+        transaction_of(connection).sessions.add(session)
 
     # connections
 

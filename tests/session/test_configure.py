@@ -180,6 +180,49 @@ def test_namespace_callable(engine: Engine, cache: Store) -> None:
     assert sorted(key.partition("{")[2][:2] for key in cache.values()) == ["a/", "b/"]
 
 
+def test_namespace_callable_of_writers(engine: Engine, cache: Store) -> None:
+    """A commit fences the rows of its own session's namespace; a writer without a name is logged, and goes on."""
+    SQLModelCache.configure(cache.transport, namespace=lambda session: session.info["tenant"])
+    pk = add_hero_of(engine, "a")
+    for tenant in ("a", "b"):
+        with Session(engine, info={"tenant": tenant}) as session:
+            session.get(Hero, pk)
+    with Session(engine, info={"tenant": "a"}) as session:
+        session.get_one(Hero, pk).name = "New"
+        session.commit()
+    [left] = cache.values()
+    assert "{b/" in left
+    with Session(engine, info={"tenant": "a"}) as session:
+        assert session.get_one(Hero, pk).name == "New"
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE hero SET name = 'Nameless'")
+
+
+def add_hero_of(engine: Engine, tenant: str) -> int:
+    """Insert a hero for a tenant and return its id."""
+    with Session(engine, info={"tenant": tenant}) as session:
+        hero = Hero(name="Rusty")
+        session.add(hero)
+        session.commit()
+        assert hero.id is not None
+        return hero.id
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_default_schema_has_one_name(engine: Engine, cache: Store) -> None:
+    """A reader that translates to the default schema, and a writer that does not, mean one row."""
+    pk = add_hero(engine)
+    translated = engine.execution_options(schema_translate_map={None: "public"})
+    for reading, writing in ((translated, engine), (engine, translated)):
+        get_hero(reading, pk)
+        with Session(writing) as session:
+            hero = session.get_one(Hero, pk)
+            hero.age = (hero.age or 0) + 1
+            session.commit()
+            age = hero.age
+        assert get_hero(reading, pk).age == age
+
+
 SYNC: list[Callable[[str], Any]] = [
     lambda url: url,
     lambda url: RedisSyncTransport(redis.Redis.from_url(url), timeout=PATIENCE),
