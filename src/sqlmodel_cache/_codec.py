@@ -12,6 +12,7 @@ import datetime
 import enum
 import hashlib
 import importlib
+import inspect
 import math
 import re
 import uuid
@@ -64,7 +65,9 @@ class Codec:
 
     def __init__(self, columns: Sequence[Column], driver: str, order: Sequence[str]) -> None:
         carriers = [carrier_of(column.type, driver) for column in columns]
-        self.fingerprint = _fingerprint(columns)
+        # Drivers give aware datetimes in zones of different classes.
+        zones = driver if any(carrier is _AWARE for carrier in carriers) else ""
+        self.fingerprint = _fingerprint(columns, zones)
         self._keys = tuple(column.key for column in columns)
         self._slots = [(key, self._keys.index(key)) for key in order]
         self._dumps = [(at, c.dump) for at, c in enumerate(carriers) if c.dump is not None]
@@ -172,7 +175,7 @@ def _uuid(driver: str) -> Carrier:
 
 def _enum(enum_class: type[enum.Enum]) -> Carrier:
     # By name: values may be of any type, and several members may share one.
-    return Carrier(str, lambda member: member.name, enum_class.__getitem__)
+    return Carrier(str, lambda member: member.name, lambda name: enum_class[name])
 
 
 def _dump_aware(value: datetime.datetime) -> tuple[str, str, int]:
@@ -202,8 +205,23 @@ _CARRIERS: tuple[tuple[type[TypeEngine[Any]], Carrier], ...] = (
 )
 
 
-def _fingerprint(columns: Sequence[Column]) -> bytes:
-    described = [str(LAYOUT), *(f"{c.key}\0{c.name}\0{c.type!r}\0{type(c.type).__qualname__}" for c in columns)]
+def _fingerprint(columns: Sequence[Column], zones: str) -> bytes:
+    described = [str(LAYOUT), zones, *(f"{c.key}\0{c.name}\0{_described(c.type)}" for c in columns)]
     # A repr may hold an object's address, which differs between processes that must agree.
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", "\1".join(described))
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _described(type_: TypeEngine[Any]) -> str:
+    """Return the class of a type and its arguments; a decorator's own, too, by the names in its `__init__`."""
+    text = f"{type(type_).__module__}.{type(type_).__qualname__}\0{type_!r}"
+    if isinstance(type_, sqltypes.TypeDecorator):
+        names = {name for owner in type(type_).__mro__ for name in _parameters(owner)}
+        given = {name: getattr(type_, name) for name in sorted(names) if name in vars(type_)}
+        text += f"\0{given!r}"
+    return text
+
+
+def _parameters(owner: type) -> list[str]:
+    initialiser = vars(owner).get("__init__")
+    return [] if initialiser is None or owner is object else list(inspect.signature(initialiser).parameters)

@@ -85,6 +85,16 @@ class Keys(NamedTuple):
     rows: tuple[str, ...]
     tables: tuple[str, ...]
 
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.tables)
+
+    def without(self, others: Keys) -> Keys:
+        """Return the keys that are not among others."""
+        rows, tables = set(others.rows), set(others.tables)
+        return Keys(
+            tuple(key for key in self.rows if key not in rows), tuple(key for key in self.tables if key not in tables)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Begin(Effect[None]):

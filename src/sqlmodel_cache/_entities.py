@@ -26,7 +26,7 @@ from .errors import ConfigurationError
 
 CONFIG_ATTRIBUTE = "__cache_config__"
 
-_EAGER = {"joined", "selectin", "subquery", "immediate", False}
+_EAGER = {"joined", "selectin", "subquery", "immediate", "noload", False}
 
 
 class Refused(Exception):
@@ -50,6 +50,8 @@ class CachedTable:
         for part, wanted in zip(parts, self.pk_types, strict=True):
             if type(part) is not wanted and not (wanted is uuid.UUID and isinstance(part, wanted)):
                 return None  # drivers have UUID classes of their own
+            if isinstance(part, int) and not -(2**63) <= part < 2**63:
+                return None  # beyond any integer column
         return _keys.pk_text(parts)
 
 
@@ -117,7 +119,7 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         raise Refused("its mapper has always_refresh")
     for relationship in mapper.relationships:
         if relationship.lazy in _EAGER:
-            raise Refused(f"relationship {relationship.key!r} loads eagerly (lazy={relationship.lazy!r})")
+            raise Refused(f"relationship {relationship.key!r} is set by the load itself (lazy={relationship.lazy!r})")
     loaded = [prop for prop in mapper.column_attrs if not prop.deferred]
     columns = [Column(prop.key, *_column(prop, table)) for prop in loaded]
     pk = [mapper.get_property_by_column(column) for column in mapper.primary_key]

@@ -44,7 +44,8 @@ def table_name(schema: str | None, table: str, translate: Mapping[Any, Any] | No
     """Return a table's name in keys: escaped, with its schema if it has one, after a `schema_translate_map`."""
     if translate:
         schema = translate.get(schema, schema)
-    return escape(table) if schema is None else f"{escape(schema)}.{escape(table)}"
+    parts = (table,) if schema is None else (schema, table)
+    return ".".join(escape(part).replace(".", "%2E") for part in parts)
 
 
 def shard_of(pk: str) -> int:

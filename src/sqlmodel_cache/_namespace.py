@@ -82,6 +82,7 @@ class Databases:
             try:
                 answer = _ask(engine, raw)
             finally:
+                raw.rollback()  # a pool may be told not to
                 raw.close()
         self._known[engine.pool] = answer
         return answer.database if isinstance(answer, _PerThread) else answer
@@ -99,12 +100,16 @@ def _postgresql(engine: Engine, raw: Any) -> Database:
     cursor = raw.cursor()
     try:
         cursor.execute(
-            "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE'), "
-            "(SELECT oid::text FROM pg_catalog.pg_database WHERE datname = current_database())"
+            "SELECT coalesce(has_function_privilege(to_regprocedure("
+            "'pg_catalog.pg_control_system()')::oid, 'EXECUTE'), false), "
+            "(SELECT oid::text FROM pg_catalog.pg_database WHERE datname = current_database()), "
+            "current_database()::text, inet_server_addr()::text, inet_server_port()::text"
         )
-        allowed, oid = cursor.fetchone()
+        allowed, oid, name, address, port = cursor.fetchone()
         if not allowed:
-            return _by_url(engine)
+            url = engine.url
+            where = f"{url.host}\0{url.port or 5432}" if url.host else f"{address}\0{port}"
+            return Database(_digest(f"postgresql\0{where}\0{oid}\0{name}"))
         cursor.execute("SELECT system_identifier::text FROM pg_catalog.pg_control_system()")
         return Database(_digest(f"postgresql\0{cursor.fetchone()[0]}\0{oid}"))
     finally:
@@ -122,12 +127,16 @@ def _sqlite(engine: Engine, raw: Any) -> Database | _PerThread:
         # The same path on another host, or in another container, is another file.
         return Database(_digest(f"sqlite\0{platform.node()}\0{os.path.realpath(path)}"))
     if "cache=shared" in str(engine.url):
-        return Database(_digest(f"sqlite\0{_PROCESS}\0{os.getpid()}\0{engine.url}"))
+        shared = f"{engine.url.database}\0{sorted(engine.url.query.items())}"
+        return Database(_digest(f"sqlite\0{_PROCESS}\0{os.getpid()}\0{shared}"))
     return _PerThread() if isinstance(engine.pool, SingletonThreadPool) else _private()
 
 
 def _by_url(engine: Engine) -> Database:
-    return Database(_digest(engine.url.set(username=None, password=None).render_as_string()))
+    url = engine.url
+    if not url.host and not url.database:
+        raise LookupError("the URL does not name the database: configure(namespace=...) can")
+    return Database(_digest(f"{url.get_backend_name()}\0{url.host}\0{url.port}\0{url.database}"))
 
 
 class Naming:
@@ -146,7 +155,7 @@ class Naming:
         """
         if self._configured is None:
             known = self.databases.known(bind.engine)
-            return (known or self.databases.ask(_held_connection(session, bind))).name
+            return (known or self.databases.ask(held_connection(session, bind))).name
         name = self._configured(session) if callable(self._configured) else self._configured
         if not isinstance(name, str) or not name:
             raise LookupError("the namespace callable gave no name")
@@ -181,6 +190,8 @@ class Naming:
         """
         if bind is not None or isinstance(self._configured, str):
             return [self.namespace(None, bind)] if bind is not None else [_keys.escape(str(self._configured))]
+        if self.asks_sessions:
+            raise ConfigurationError("bind", None, "the namespace depends on the session: give bind=session")
         known = self.databases.names()
         if not known:
             raise ConfigurationError("bind", None, "this process has used no database yet: give the engine or session")
@@ -199,7 +210,7 @@ class Naming:
         return Keys(rows, tables)
 
 
-def _held_connection(session: Session | None, bind: Engine | Connection) -> Engine | Connection:
+def held_connection(session: Session | None, bind: Engine | Connection) -> Engine | Connection:
     """Return a connection to the bind's database that the session holds already, or the bind."""
     if session is not None and isinstance(bind, Engine):
         for connection in _sqlalchemy.connections(session):

@@ -22,11 +22,11 @@ from ._codec import Codec
 from ._driver import Driver, new_id
 from ._effects import ABSENT, Entry, Granted, Load, Loaded
 from ._entities import Entities, Entity
-from ._namespace import Naming
+from ._namespace import Naming, held_connection
 from ._plan import Effect, run
 from ._protocol import Answer, Source
 from ._versions import Versions
-from ._writeset import TableRef, Transaction, known_transaction_of, shared_transaction, transaction_of
+from ._writeset import Server, TableRef, Transaction, known_transaction_of, shared_transaction, transaction_of
 from .config import Settings, milliseconds
 from .errors import CodecError, ConfigurationError
 from .metrics import Counters
@@ -56,6 +56,7 @@ class Request:
     codec: Codec
     ttl_ms: int
     snapshot: float  # seconds of time.monotonic() when the transaction's snapshot began, or ALWAYS, or NEVER
+    trusted: bool  # a transaction has begun, and is believed to take a snapshot for each statement
 
 
 class Reader:
@@ -130,38 +131,43 @@ class Reader:
         if key in session.identity_map:
             return None
         try:
-            bind = session.get_bind(entity.mapper)
+            bind = session.get_bind(mapper=entity.mapper)
+            if isinstance(bind, Connection) and (bind.closed or bind.invalidated):
+                return None
             namespace = self._naming.namespace(session, bind)
         except ConfigurationError:
             raise
         except Exception:  # no bind, no database: the plain get says so in its own words
             return None
-        given = {**bind.get_execution_options(), **session_options, **call}
+        held = held_connection(session, bind)  # its options may differ from its engine's
+        given = {**bind.get_execution_options(), **session_options, **held.get_execution_options(), **call}
         if _flag("cache", given.get("cache", True)) is False:
             return None
         ttl_ms = self._ttl_ms(entity, given.get("cache_ttl"))
         ref = TableRef(namespace, _table_name(entity, given.get("schema_translate_map"), bind))
-        snapshot = self._snapshot(session, bind, ref, pk, session_options)
-        if snapshot is None:
+        view = self._view(session, bind, ref, pk, session_options)
+        if view is None:
             return None
         entry = self._naming.entry(ref, pk)
         self._driver.pay_debts()
         if self._driver.debts and entry in self._driver.debts:
             return None
         _sqlalchemy.autobegin(session)
-        return Request(session, entity, key, ref, pk, entry, entity.codec(bind.dialect.driver), ttl_ms, snapshot)
+        return Request(session, entity, key, ref, pk, entry, entity.codec(bind.dialect.driver), ttl_ms, *view)
 
-    def _snapshot(
+    def _view(
         self, session: Session, bind: Engine | Connection, ref: TableRef, pk: str, session_options: Mapping[str, Any]
-    ) -> float | None:
-        """Return since when the SELECT's snapshot stands, or None when the session must not see cached rows."""
+    ) -> tuple[float, bool] | None:
+        """Return the `snapshot` and `trusted` of a request, or None when the session must not see cached rows."""
         level, asked = _sqlalchemy.isolation_level(bind, session_options)
-        if asked and level == "SERIALIZABLE":
-            return None  # the database must see every read, to find the conflicts that it promised to find
+        if asked and level not in STATEMENT_SNAPSHOTS:
+            # 1 A: get, a hit   2 B: COMMIT of the row   3 A: UPDATE of the row, in a snapshot that begins only now
+            # The database would have refused A's write, had it seen A's read. So it sees every read.
+            return None
         shared = shared_transaction(bind.engine.pool)
         if shared is not None and shared.covers(ref, pk):
             return None
-        snapshot = NEVER if level == "READ UNCOMMITTED" else ALWAYS
+        snapshot, trusted = NEVER if level == "READ UNCOMMITTED" else ALWAYS, False
         for connection in _connections(session, bind):
             known = known_transaction_of(connection)
             if known is not None and known.covers(ref, pk):
@@ -172,12 +178,13 @@ class Reader:
             if known is not None and known.isolated:
                 level, asked = "", True
             if level in STATEMENT_SNAPSHOTS:
+                trusted = True
                 continue
             if asked or self._snapshots_by_default:
                 return None  # it is owed the snapshot that it has begun
             began = None if known is None or level == "READ UNCOMMITTED" else known.began
             snapshot = min(snapshot, NEVER if began is None else began)  # I7
-        return snapshot
+        return snapshot, trusted
 
     def _ttl_ms(self, entity: Entity, call: Any) -> int:
         if call is not None:
@@ -219,10 +226,13 @@ class Reader:
         """Return whether everybody else would be told the same by the database now."""
         # 1 A: UPDATE, no commit   2 B: miss, lease   3 B: SELECT on the same DBAPI connection: A's row   4 B: fill
         # Sessions share a connection under a static pool, or when both are bound to it. So look after the SELECT.
-        connections = _connections(request.session, request.session.get_bind(request.entity.mapper))
+        connections = _connections(request.session, request.session.get_bind(mapper=request.entity.mapper))
         for connection in connections:
             state = transaction_of(connection)
-            if state.covers(request.ref, request.pk) or _in_recovery(connection, state):
+            if state.covers(request.ref, request.pk):
+                return False
+            server = _server(connection, state)
+            if server.in_recovery or (request.trusted and not server.snapshot_per_statement):
                 return False
         # A session may choose another database for each statement. One of its connections is the one that was asked.
         return any(self._naming.namespace(request.session, c) == request.ref.namespace for c in connections)
@@ -264,6 +274,8 @@ def _is_plain(
         return False
     if session_options.get("populate_existing") or session_options.get("identity_token"):
         return False
+    if not session.is_active:
+        return False  # a flush has failed, or a commit is under way: the plain get says so
     if _sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession):
         return False
     return not session.dispatch.do_orm_execute  # a listener may narrow what the SELECT finds: tenants, soft deletes
@@ -284,19 +296,23 @@ def _connections(session: Session, bind: Engine | Connection) -> list[Connection
     return [*held, bind] if isinstance(bind, Connection) and bind not in held else held
 
 
-def _in_recovery(connection: Connection, state: Transaction) -> bool:
-    """Return whether the server replays another's log: what it shows may be older than the lease."""
-    if state.in_recovery is None:
-        state.in_recovery = False
+def _server(connection: Connection, state: Transaction) -> Server:
+    """Return what the server says of a connection; it is asked once, and again after text has set an isolation level.
+
+    A server in recovery replays another's log: what it shows may be older than the lease. And a listener, a role or a
+    database may have set an isolation level that SQLAlchemy does not know of.
+    """
+    if state.server is None:
+        state.server = Server()
         if connection.dialect.name == "postgresql":
             cursor = connection.connection.cursor()
             try:
-                cursor.execute("SELECT pg_is_in_recovery()")
+                cursor.execute("SELECT pg_is_in_recovery(), current_setting('transaction_isolation')")
                 answer: Any = cursor.fetchone()
-                state.in_recovery = bool(answer[0])
             finally:
                 cursor.close()
-    return state.in_recovery
+            state.server = Server(bool(answer[0]), answer[1] in ("read committed", "read uncommitted"))
+    return state.server
 
 
 def _flag(name: str, value: object) -> bool:

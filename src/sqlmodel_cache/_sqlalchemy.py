@@ -84,6 +84,9 @@ def attach(session: Session, mapper: Mapper[Any], key: IdentityKey, values: dict
 
     `__init__` is not called; load events fire; the instance is in the session's identity map and not modified.
     """
+    present = session.identity_map.get(key)
+    if present is not None:  # two tasks on one AsyncSession
+        return present
     manager = mapper.class_manager
     instance = manager.new_instance()
     state = instance_state(instance)
@@ -160,7 +163,9 @@ def isolation_level(bind: Engine | Connection, session_options: Mapping[str, Any
     asked = asked or bind.dialect._on_connect_isolation_level
     if asked:
         return str(asked).upper().replace("_", " "), True
-    return str(getattr(bind.dialect, "default_isolation_level", None) or "").upper(), False
+    level = str(getattr(bind.dialect, "default_isolation_level", None) or "").upper()
+    # PostgreSQL's own default is READ COMMITTED; where it is more, a role, a database or a connect string asked for it.
+    return level, bind.dialect.name == "postgresql" and level not in ("", "READ COMMITTED")
 
 
 def in_transaction(dbapi_connection: Any) -> bool:

@@ -25,7 +25,9 @@ _EMPTIES_REFERRERS = re.compile(r"\btruncate\b.*\bcascade\b", re.IGNORECASE | re
 _START = r"(?:^|;)(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*"
 _ENDS_TRANSACTION = re.compile(_START + r"(?:commit|end|prepare\s+transaction)\b", re.IGNORECASE | re.DOTALL)
 _PREPARES = re.compile(_START + r"prepare\s+transaction\b", re.IGNORECASE | re.DOTALL)
-_ISOLATES = re.compile(r"\bisolation\b|\bsnapshot\b|\bread_uncommitted\b", re.IGNORECASE)
+_ISOLATES = re.compile(r"isolation|snapshot|read_uncommitted", re.IGNORECASE)
+_ISOLATES_FOR_GOOD = re.compile(r"characteristics|default_transaction|\bsession\b|\bglobal\b", re.IGNORECASE)
+_TEMPORARY = re.compile(r"\b(?:create|into)\b[^;]*\b(?:temp|temporary)\b", re.IGNORECASE)
 
 # What else commits. On SQLite, a savepoint outside a transaction is a transaction, and its release a COMMIT.
 _DDL_COMMITS = re.compile(
@@ -72,6 +74,18 @@ def ends_transaction(sql: str, dialect: str) -> bool:
 def prepares(sql: str) -> bool:
     """Return whether a statement in text leaves the COMMIT to somebody else."""
     return _PREPARES.search(sql) is not None
+
+
+@lru_cache(maxsize=1024)
+def isolates_for_good(sql: str) -> bool:
+    """Return whether a statement that sets an isolation level may set it for later transactions, too."""
+    return _ISOLATES_FOR_GOOD.search(sql) is not None
+
+
+@lru_cache(maxsize=1024)
+def makes_temporary(sql: str) -> bool:
+    """Return whether a statement in text may make a temporary table."""
+    return _TEMPORARY.search(sql) is not None
 
 
 @lru_cache(maxsize=1024)

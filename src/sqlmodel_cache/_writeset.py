@@ -83,6 +83,13 @@ def _add(rows: dict[TableRef, set[str]], tables: set[TableRef], ref: TableRef, p
 Unnamed = tuple[list[Any], Any]  # the writes of a statement, and its schema_translate_map
 
 
+class Server(NamedTuple):
+    """What a server says of a connection to it."""
+
+    in_recovery: bool = False
+    snapshot_per_statement: bool = True
+
+
 @dataclass(slots=True)
 class Transaction:
     """What the library knows of the transaction on one DBAPI connection."""
@@ -92,9 +99,11 @@ class Transaction:
     sessions: weakref.WeakSet[Session] = field(default_factory=weakref.WeakSet)  # for a namespace that asks for one
     began: float | None = None  # seconds of time.monotonic(), not later than its snapshot; None when nobody saw it
     isolated: bool = False  # a statement has set an isolation level, or the snapshot, by hand
+    isolated_for_good: bool = False  # so it has, for all later transactions of the connection
+    temporary: bool = False  # the connection has made a temporary table, which may hide one that is cached
     fence: Any = None  # the fence of a statement that commits by itself, while it runs
     autocommit: bool = False  # that statement is all there is to commit; otherwise the write set outlives it
-    in_recovery: bool | None = None  # whether the server is a replica; None until asked
+    server: Server | None = None  # None until asked
 
     @property
     def wrote(self) -> bool:
@@ -103,7 +112,7 @@ class Transaction:
 
     def covers(self, ref: TableRef, pk: str) -> bool:
         """Return whether this transaction may see the row differently from everybody else."""
-        return bool(self.unnamed) or self.writes.covers(ref, pk)
+        return self.temporary or bool(self.unnamed) or self.writes.covers(ref, pk)
 
     def statement_ended(self) -> None:
         """Forget what a statement that commits by itself has written.
@@ -121,7 +130,7 @@ class Transaction:
         self.unnamed.clear()
         self.sessions.clear()
         self.began = None
-        self.isolated = False
+        self.isolated = self.isolated_for_good
         self.fence = None
         self.autocommit = False
 

@@ -7,6 +7,7 @@ in it: which statement commits by itself, and what a failed COMMIT tells of its 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from ._statements import Write
 from ._writeset import TableRef, Transaction, WriteSet, share, transaction_of
 from .config import Settings
 from .metrics import Counters
+
+log = logging.getLogger("sqlmodel_cache")
 
 
 class Writer:
@@ -64,12 +67,26 @@ class Writer:
 
         Raises what `send` raises, and InvalidationError in `refuse` mode, before COMMIT was sent.
         """
-        self._name(connection, state)
+        with contextlib.suppress(Exception):
+            self._name(connection, state)
         keys = self._naming.keys(state.writes)
-        if not (keys.rows or keys.tables):
+        if keys:
+            self._driver.pay_debts()
+            self._commit_fenced(keys, send)
+        else:
             send()
-            return
-        self._driver.pay_debts()
+        # What a listener to the COMMIT wrote, and what had no name while the transaction had failed, comes late.
+        if state.wrote:
+            try:
+                self._name(connection, state)
+            except Exception as why:
+                log.warning("a commit is not invalidated, for want of the database's name: %s", why)
+            late = self._naming.keys(state.writes).without(keys)
+            if late:
+                self._driver.run(_protocol.invalidate(late, self._driver.debts, refuse=False, new_id=new_id))
+                self._count(late)
+
+    def _commit_fenced(self, keys: Keys, send: Callable[[], None]) -> None:
         failure: Exception | None = None
 
         def execute(effect: Effect[Any]) -> Any:
@@ -83,12 +100,10 @@ class Writer:
                 return outcome_of(error)
             return Outcome.COMMITTED
 
-        run(
-            _protocol.commit(
-                keys, self._driver.debts, refuse=self._refuse, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id
-            ),
-            execute,
+        plan = _protocol.commit(
+            keys, self._driver.debts, refuse=self._refuse, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id
         )
+        run(plan, execute)
         self._count(keys)
         if failure is not None:
             raise failure
@@ -97,7 +112,7 @@ class Writer:
         """Fence the write set for a statement that commits by itself; `end_fence` follows."""
         self._name(connection, state)
         keys = self._naming.keys(state.writes)
-        if keys.rows or keys.tables:
+        if keys:
             plan = _protocol.begin(
                 keys, self._driver.debts, refuse=self._refuse, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id
             )

@@ -24,7 +24,7 @@ from sqlalchemy.pool import Pool
 from . import _sqlalchemy
 from ._effects import Outcome
 from ._entities import config_of
-from ._sqltext import ends_transaction, is_text, isolates, prepares
+from ._sqltext import ends_transaction, is_text, isolates, isolates_for_good, makes_temporary, prepares
 from ._writeset import forget, known_transaction_of, transaction_of
 from ._writing import outcome_of
 from .cache import Cache
@@ -90,18 +90,17 @@ class Hooks:
 
         @functools.wraps(original)
         def commit(self: Connection, *args: Any) -> None:
-            state = known_transaction_of(self)
-            if state is None or not state.wrote:
+            state = transaction_of(self) if self.in_transaction() and not self.invalidated else None
+            if state is None:
                 original(self, *args)
-            else:
-                try:
-                    writer.commit(self, state, lambda: original(self, *args))
-                except InvalidationError:
-                    self.connection.rollback()
-                    state.end()
-                    raise
-            if state is not None:
+                return
+            try:
+                writer.commit(self, state, lambda: original(self, *args))
+            except InvalidationError:
+                self.connection.rollback()
                 state.end()
+                raise
+            state.end()
 
         return commit
 
@@ -115,7 +114,11 @@ class Hooks:
     ) -> None:
         text = is_text(context)
         if text and isolates(statement):
-            transaction_of(connection).isolated = True
+            state = transaction_of(connection)
+            state.isolated, state.server = True, None
+            state.isolated_for_good |= isolates_for_good(statement)
+        if text and makes_temporary(statement):
+            transaction_of(connection).temporary = True
         writes = self._cache.statements.writes_of(context, statement)
         if writes:
             state = self._cache.writer.record(connection, writes, context.execution_options.get("schema_translate_map"))

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, inspect
 from sqlalchemy import orm as sa_orm
 from sqlmodel import Field, Session, SQLModel
 
-from sqlmodel_cache import CacheConfig, ConfigurationError, SQLModelCache
+from sqlmodel_cache import CacheConfig, ConfigurationError, SQLModelCache, _sqlalchemy
 
 
 def only_ttl(store: Store) -> float:
@@ -257,8 +257,10 @@ def test_wrong_declarations() -> None:
 
     with pytest.raises(ConfigurationError, match="no table"):
         Session().get(Base, 1)
-    Wrong_mapper = SQLModel.metadata.tables["wrong"]  # noqa: N806
-    SQLModel.metadata.remove(Wrong_mapper)
+    SQLModel.metadata.remove(SQLModel.metadata.tables["wrong"])
+    for mapper in _sqlalchemy.mappers():  # the class lives on until its garbage is collected
+        if mapper.class_.__name__ == "Wrong":
+            mapper.class_.__cache_config__ = None
 
 
 @pytest.mark.parametrize("ttl", [0, -1, True, math.nan, "60"], ids=repr)

@@ -17,6 +17,7 @@ from .._plan import Effect
 from ..errors import ConfigurationError, TransportError
 
 LEASE_MS = 60_000
+EVICTION_CANDIDATES = 8
 
 
 @dataclass(slots=True)
@@ -204,11 +205,16 @@ class MemoryTransport:
     def _put(self, key: str, held: _Fence | _Value, now: float) -> None:
         self._rows[key] = held
         self._rows.move_to_end(key)
-        if len(self._rows) > self._max_rows:
-            for oldest, candidate in self._rows.items():
-                if isinstance(candidate, _Value) or not candidate.is_pending(now):
-                    del self._rows[oldest]
-                    return
+        # A fence with a commit in flight goes to the end of the queue: at most a few are passed over each time, and
+        # the bound is exceeded rather than searched for.
+        for _ in range(EVICTION_CANDIDATES):
+            if len(self._rows) <= self._max_rows:
+                return
+            oldest, candidate = next(iter(self._rows.items()))
+            if isinstance(candidate, _Value) or not candidate.is_pending(now):
+                del self._rows[oldest]
+            else:
+                self._rows.move_to_end(oldest)
 
 
 def _each(keys: Keys) -> list[tuple[str, bool]]:
