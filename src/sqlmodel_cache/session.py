@@ -117,7 +117,7 @@ class Hooks:
             state = transaction_of(connection)
             state.isolated, state.server = True, None
             state.isolated_for_good |= isolates_for_good(statement)
-        if text and makes_temporary(statement):
+        if text and makes_temporary(statement) and self._cache.entities.mentioned_in(statement):
             transaction_of(connection).temporary = True
         writes = self._cache.statements.writes_of(context, statement)
         if writes:

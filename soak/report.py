@@ -1,0 +1,37 @@
+"""The report: figures first, then what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from soak.run import Result
+
+EXAMPLES = 10  # of findings that are printed
+
+
+def describe(result: Result, mode: str, seed: int) -> str:
+    """Return the report as text."""
+    return "\n".join(_lines(result, mode, seed))
+
+
+def _lines(result: Result, mode: str, seed: int) -> Iterator[str]:
+    counts = result.counts
+    looked = counts["hits"] + counts["misses"]
+    yield f"{mode} mode, seed {seed}, {result.seconds:.0f} s"
+    yield f"reads                {counts['reads']:>10,}"
+    yield f"hit ratio            {counts['hits'] / max(1, looked):>10.1%}"
+    yield f"writes               {counts['writes']:>10,}"
+    yield f"rolled back          {counts['rolled back']:>10,}"
+    yield f"refused              {counts['refused']:>10,}"
+    for name, count in sorted(result.faults.items()):
+        yield f"{name:<20} {count:>10,}"
+    yield f"stale reads          {result.stale:>10,}"
+    yield f"phantom reads        {result.phantom:>10,}"
+    yield f"permanent stale rows {len(result.permanently_stale):>10,}"
+    yield f"longest staleness    {result.longest_staleness_ms:>7,.0f} ms"
+    for finding in result.findings[:EXAMPLES]:
+        yield f"  {finding.kind}: row {finding.pk} at version {finding.version}, at least {finding.floor} was due"
+    yield from (f"  permanently stale: {row}" for row in list(result.permanently_stale.values())[:EXAMPLES])
+    if result.never_hit:
+        yield f"  not cached by two quiet reads: rows {result.never_hit}"
+    yield from result.errors
