@@ -8,12 +8,13 @@ VENV20 := .venv-sqlalchemy20
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test20 check format lint types fix coverage build clean
+.PHONY: help demo test test20 soak check format lint types fix coverage build clean
 
 help:
 	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
 	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
 	@echo 'make test20   the same on SQLAlchemy 2.0'
+	@echo 'make soak     ten minutes of readers, writers and faults; SOAK_SECONDS=60 for one'
 	@echo 'make check    format, lint, types, and all tests, those of the documents included: before every commit'
 	@echo 'make fix      let ruff mend format and lint'
 	@echo 'make coverage run all tests and print what they did not reach'
@@ -28,6 +29,11 @@ test: $(VENV)/dev.stamp
 
 test20: $(VENV20)/dev.stamp
 	$(VENV20)/bin/python -m pytest $(PYTEST_ARGS)
+
+SOAK_SECONDS ?= 600
+
+soak: $(VENV)/dev.stamp
+	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong
 
 # `make check test` runs the tests once: they are one target.
 check: format lint types test

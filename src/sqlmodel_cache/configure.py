@@ -68,8 +68,8 @@ class SQLModelCache:
             fence_ttl: seconds after which a fence that nobody releases lapses. It must outlive any COMMIT.
             on_unreachable: "serve" commits although the cache cannot be told, and tells it later; "refuse" raises
                 `InvalidationError` from `commit()` and rolls back.
-            snapshot_reads: "requested" keeps snapshots for transactions whose isolation level somebody asked for,
-                "database" for those that merely have one by default, too.
+            snapshot_reads: "requested" reads the database where somebody asked for REPEATABLE READ or above;
+                "database" does so, once a transaction has begun, where that is merely the database's default, too.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
@@ -125,7 +125,8 @@ class SQLModelCache:
             pk: its primary key, a tuple if it has several columns; None for the whole table, at the same cost however
                 many rows are cached.
             bind: a session or connection: inside a transaction the row joins its write set, and is invalidated when
-                it commits. Or an engine: now, in its database. None: now, in every database that this process uses.
+                it commits. Or an engine: now, in its database. None: now, in every database that this process uses,
+                where neither a `schema_translate_map` nor a namespace callable makes many of one.
 
         Raises:
             ConfigurationError: the model is not cached, the key is not one of its keys, no database is known.
