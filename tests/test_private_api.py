@@ -137,6 +137,23 @@ def inspect_mapper(class_: type) -> Mapper[object]:
     return mapper
 
 
+def test_rows_that_were_fetched_early_are_left_to_the_result() -> None:
+    """The strategy that dialects use to fetch before a COMMIT gives the result all rows."""
+    engine = create_engine("sqlite://")
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def fetch(connection: object, cursor: object, statement: str, parameters: object, context: object, _: bool) -> None:
+        if "RETURNING" in statement:
+            assert _sqlalchemy.can_buffer(context)
+            assert _sqlalchemy.buffered_rows(context, cursor) == [(1,), (2,)]
+
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a)")
+        result = connection.exec_driver_sql("INSERT INTO t VALUES (1), (2) RETURNING a")
+        assert result.scalars().all() == [1, 2]
+    engine.dispose()
+
+
 def test_engine_flag_is_class_wide() -> None:
     """Listening to all engines sets one flag on the class; it is put back when nobody listens any more."""
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.mapper import _all_registries
@@ -192,6 +193,18 @@ def commits_each_statement(connection: Connection, sql: str) -> bool:
 _SQLITE_BEGINS = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:insert|update|delete|replace)\b", re.IGNORECASE | re.DOTALL
 )
+
+
+def can_buffer(context: Any) -> bool:
+    """Return whether the rows of a statement may be fetched before its result is made."""
+    return not (context.execution_options.get("stream_results") or context.execution_options.get("yield_per"))
+
+
+def buffered_rows(context: Any, cursor: Any) -> list[Any]:
+    """Return all rows of a cursor, and leave them to its result, as dialects do that must fetch before a COMMIT."""
+    rows = list(cursor.fetchall()) if cursor.description is not None else []
+    context.cursor_fetch_strategy = FullyBufferedCursorFetchStrategy(cursor, cursor.description, initial_buffer=rows)
+    return rows
 
 
 def engine_events() -> bool:

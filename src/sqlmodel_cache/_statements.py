@@ -52,6 +52,7 @@ class Write:
     """One effect of a statement. `schema` is where the statement says the table is, `pks` the rows, if known.
 
     A `cascade` happens to a table that the statement does not name. In text, `literal`, schemas are not translated.
+    `returned` says where the primary key stands in each row of RETURNING, a place per column.
     """
 
     schema: str | None
@@ -59,6 +60,13 @@ class Write:
     kind: Kind
     pks: tuple[str, ...] | None = None
     literal: bool = False
+    returned: tuple[int, ...] = ()
+
+    def of_rows(self, rows: Sequence[Sequence[Any]]) -> Write:
+        """Return the effect when these rows were returned."""
+        texts = [self.table.pk_text([row[place] for place in self.returned]) for row in rows]
+        known = tuple(text for text in texts if text is not None)
+        return replace(self, pks=known if len(known) == len(texts) else None, returned=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +252,21 @@ def _of_table(
     if isinstance(statement, Insert):
         return _Target(whole.effect, (), names) if _upserts_by_key(compiled, cached) else whole
     where = _where(compiled, statement, cached)
-    return _Target(whole.effect, where, names) if where else whole
+    if where:
+        return _Target(whole.effect, where, names)
+    if any(name in getattr(compiled, "binds", ()) for name in names):
+        return whole  # the key itself may change
+    return _Target(replace(whole.effect, returned=_returned(compiled, table, cached)))
+
+
+def _returned(compiled: Compiled, table: TableClause, cached: CachedTable) -> tuple[int, ...]:
+    """Return where the primary key stands in a row of RETURNING, or ()."""
+    places: dict[str, int] = {}
+    for place, column in enumerate(getattr(compiled, "effective_returning", None) or ()):
+        if isinstance(column, ColumnClause) and getattr(column.table, "name", None) == table.name:
+            places[column.name] = place
+    found = tuple(places[name] for name in cached.pk_columns if name in places)
+    return found if len(found) == len(cached.pk_columns) else ()
 
 
 def _only_inserts(compiled: Compiled, statement: Insert | Update | Delete) -> bool:

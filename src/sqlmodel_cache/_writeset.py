@@ -101,6 +101,7 @@ class Transaction:
     isolated: bool = False  # a statement has set an isolation level, or the snapshot, by hand
     isolated_for_good: bool = False  # so it has, for all later transactions of the connection
     temporary: bool = False  # the connection has made a temporary table, which may hide one that is cached
+    returning: Unnamed | None = None  # writes whose rows a statement will name when it has run
     fence: Any = None  # the fence of a statement that commits by itself, while it runs
     autocommit: bool = False  # that statement is all there is to commit; otherwise the write set outlives it
     server: Server | None = None  # None until asked
@@ -131,6 +132,7 @@ class Transaction:
         self.sessions.clear()
         self.began = None
         self.isolated = self.isolated_for_good
+        self.returning = None
         self.fence = None
         self.autocommit = False
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
@@ -47,6 +47,21 @@ class Writer:
         with contextlib.suppress(Exception):
             self._name(connection, state)
         return state
+
+    def expect(self, connection: Connection, writes: list[Write], translate: Mapping[Any, Any] | None) -> None:
+        """Add writes whose rows RETURNING will name. Until it has, or if it never does, they are the table's."""
+        state = transaction_of(connection)
+        share(connection.engine.pool, state)
+        state.returning = (writes, translate)
+        state.unnamed.append(state.returning)
+
+    def returned(self, connection: Connection, state: Transaction, rows: Sequence[Sequence[Any]]) -> None:
+        """Put the rows that were returned in the place of what was expected."""
+        if state.returning is not None and state.returning in state.unnamed:
+            writes, translate = state.returning
+            state.unnamed.remove(state.returning)
+            self.record(connection, [write.of_rows(rows) for write in writes], translate)
+        state.returning = None
 
     def _name(self, connection: Connection, state: Transaction) -> None:
         """Move unnamed writes into the write set; raises what the driver raises if the database does not answer."""

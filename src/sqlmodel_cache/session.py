@@ -121,8 +121,15 @@ class Hooks:
             transaction_of(connection).temporary = True
         writes = self._cache.statements.writes_of(context, statement)
         if writes:
-            state = self._cache.writer.record(connection, writes, context.execution_options.get("schema_translate_map"))
-            state.autocommit = _sqlalchemy.commits_each_statement(connection, statement)
+            translate = context.execution_options.get("schema_translate_map")
+            autocommit = _sqlalchemy.commits_each_statement(connection, statement)
+            told = [write for write in writes if write.pks is None and write.returned]
+            if told and (autocommit or executemany or not _sqlalchemy.can_buffer(context)):
+                told = []
+            state = self._cache.writer.record(connection, [write for write in writes if write not in told], translate)
+            state.autocommit = autocommit
+            if told:
+                self._cache.writer.expect(connection, told, translate)
         else:
             known = known_transaction_of(connection)
             if known is None or not known.wrote:
@@ -136,6 +143,8 @@ class Hooks:
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
     ) -> None:
         state = known_transaction_of(connection)
+        if state is not None and state.returning is not None:
+            self._cache.writer.returned(connection, state, _sqlalchemy.buffered_rows(context, cursor))
         if state is None or not (state.fence or state.autocommit):
             return
         # SQLite commits a statement that returns rows when the last has been fetched; nothing says when that is.

@@ -109,6 +109,24 @@ ROWS_KNOWN: dict[str, tuple[Run, list[Row]]] = {
         lambda s: s.execute(update(Hero).where(Hero.id == 1).values(age=7).returning(Hero)).all(),
         rows(Hero, 1),
     ),
+    "orm-returned": (
+        lambda s: s.execute(update(Hero).where(Hero.name == "Ann").values(age=7).returning(Hero.name, Hero.id)).all(),
+        rows(Hero, 1),
+    ),
+    "orm-returned-entities": (
+        lambda s: s.execute(update(Hero).where(Hero.name == "Ann").values(age=7).returning(Hero)).scalars().all(),
+        rows(Hero, 1),
+    ),
+    "core-returned": (
+        lambda s: s.connection().execute(delete(table_of(Tag)).where(Tag.code == "c3").returning(Tag.id)).all(),
+        rows(Tag, 3),
+    ),
+    "core-returned-composite": (
+        lambda s: s.execute(
+            update(Gadget).where(Gadget.number == 1).values(name="n").returning(Gadget.number, Gadget.owner)
+        ).all(),
+        rows(Gadget, ("a", 1), ("b", 1)),
+    ),
     "bulk-mappings": (lambda s: s.bulk_update_mappings(Hero, [{"id": 3, "age": 7}]), rows(Hero, 3)),
     "core-executemany": (
         lambda s: s.connection().execute(BY_AGE, [{"pk": 1, "years": 1}, {"pk": 3, "years": 1}]),
@@ -130,6 +148,14 @@ TABLE_KNOWN: dict[str, tuple[Run, list[Any]]] = {
         [Hero],
     ),
     "text": (lambda s: s.execute(text("UPDATE w_hero SET age = 7 WHERE id = 1")), [Hero]),
+    "returned-not-the-pk": (
+        lambda s: s.execute(update(Hero).where(Hero.name == "Ann").values(age=7).returning(Hero.age.label("id"))).all(),
+        [Hero],
+    ),
+    "returned-new-pk": (
+        lambda s: s.execute(update(Label).where(Label.name == "one").values(id=8).returning(Label.id)).all(),
+        [Label],
+    ),
     "upsert-by-unique": (upsert_by_code, [Tag]),
     "upsert-moves-pk": (upsert_pk, [Tag]),
     "too-many-rows": (
@@ -192,6 +218,23 @@ def test_known_rows_are_all_that_is_invalidated(engine: Engine, transport: Recor
     begins = [effect for effect in transport.take() if isinstance(effect, Begin)]
     assert [effect.keys.tables for effect in begins] == [()]
     assert missed(engine, before) == [key for key in before if key in changed]
+
+
+def test_rows_that_were_returned_are_still_the_callers(engine: Engine, transport: Recorder) -> None:
+    """RETURNING names the rows to the library and gives the caller all of them; none returned is none written."""
+    before = warm(engine, MODELS)
+    transport.take()
+    with Session(engine) as session:
+        changed = update(Hero).where(Hero.age > 30).values(age=Hero.age + 1).returning(Hero.id, Hero.age)
+        assert sorted(session.execute(changed).all()) == [(2, 41), (3, 51)]
+        session.expunge_all()
+        assert session.get_one(Hero, 2).age == 41
+        session.rollback()
+        result = session.execute(delete(Hero).where(Hero.age > 99).returning(Hero))
+        assert result.scalars().all() == []
+        session.commit()
+    assert [effect for effect in transport.take() if isinstance(effect, Begin)] == []
+    assert missed(engine, before) == []
 
 
 @pytest.mark.parametrize("name", TABLE_KNOWN)
