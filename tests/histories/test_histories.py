@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from sqlalchemy import Connection, Engine, event, text
 from sqlmodel import create_engine
 
-from sqlmodel_cache import MemoryTransport, SQLModelCache
+from sqlmodel_cache import MemoryTransport, SQLModelCache, _sqlalchemy
 from sqlmodel_cache._effects import Begin, End
 from sqlmodel_cache._plan import Effect
 from sqlmodel_cache._versions import Versions
@@ -203,6 +203,18 @@ def snapshot_engines(url: str) -> Iterator[list[Engine]]:
         engine.dispose()
 
 
+@pytest.fixture
+def mere_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take PostgreSQL's default level for a default, as MySQL's is: here somebody asks for it only by an argument."""
+    original = _sqlalchemy.isolation_level
+
+    def isolation_level(bind: Engine | Connection, options: Any = None) -> tuple[str, bool]:
+        by_argument = bind.get_execution_options().get("isolation_level") or bind.dialect._on_connect_isolation_level
+        return original(bind, options)[0], by_argument is not None
+
+    monkeypatch.setattr(_sqlalchemy, "isolation_level", isolation_level)
+
+
 def snapshot_check(engines: list[Engine], observer: Engine, store: Store) -> Check:
     """Return a check that every get of a history returns a row that its transaction may see."""
 
@@ -224,6 +236,7 @@ def snapshot_check(engines: list[Engine], observer: Engine, store: Store) -> Che
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 @pytest.mark.parametrize(("store", "examples"), [("memory", 150), ("redis", 40)], indirect=["store"])
+@pytest.mark.usefixtures("mere_default")
 def test_history_with_snapshots_sees_what_its_transactions_may(engine: Engine, store: Store, examples: int) -> None:
     """A session that keeps a snapshot gets what it is owed, and does not leave it in the cache for others."""
     url = engine.url.render_as_string(hide_password=False)
@@ -286,6 +299,7 @@ def test_histories_see_a_guard_that_is_missing(engine: Engine, guard: str, monke
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+@pytest.mark.usefixtures("mere_default")
 def test_histories_see_a_snapshot_that_is_stored(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without I7, an old snapshot is stored and found."""
     monkeypatch.setattr(Versions, "since", lambda *_: float("-inf"))
