@@ -23,6 +23,7 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
+from sqlalchemy import Dialect
 from sqlalchemy import types as sqltypes
 from sqlalchemy.types import TypeEngine
 
@@ -56,14 +57,15 @@ class Codec:
 
     Args:
         columns: the loaded attributes, in the order of the payload.
-        driver: a few drivers load types of their own. The payload is the same for all.
+        dialect: a few drivers load types of their own. The payload is the same for all.
         order: the attributes in the order in which SQLAlchemy sets them in this process.
 
     Attributes:
         fingerprint: 8 bytes that differ when the columns, their names, their order or their types do.
     """
 
-    def __init__(self, columns: Sequence[Column], driver: str, order: Sequence[str]) -> None:
+    def __init__(self, columns: Sequence[Column], dialect: Dialect, order: Sequence[str]) -> None:
+        driver = dialect.driver
         carriers = [carrier_of(column.type, driver) for column in columns]
         # Drivers give aware datetimes in zones of different classes.
         zones = driver if any(carrier is _AWARE for carrier in carriers) else ""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Table, inspect
+from sqlalchemy import Dialect, Table, inspect
 from sqlalchemy import types as sqltypes
 from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.types import TypeEngine
@@ -68,13 +68,14 @@ class Entity:
     columns: tuple[Column, ...]
     ttl_ms: int | None
     missing_ttl_ms: int | None
-    _codecs: dict[str, Codec] = field(default_factory=dict)  # by driver
+    _codecs: dict[tuple[str, str], Codec] = field(default_factory=dict)  # by database and driver
 
-    def codec(self, driver: str) -> Codec:
-        """Return the codec for rows that a driver loads."""
-        codec = self._codecs.get(driver)
+    def codec(self, dialect: Dialect) -> Codec:
+        """Return the codec for rows that a dialect loads."""
+        kind = dialect.name, dialect.driver
+        codec = self._codecs.get(kind)
         if codec is None:
-            codec = self._codecs[driver] = Codec(self.columns, driver, self.attributes)
+            codec = self._codecs[kind] = Codec(self.columns, dialect, self.attributes)
         return codec
 
     def identity_key(self, ident: object) -> _sqlalchemy.IdentityKey | None:

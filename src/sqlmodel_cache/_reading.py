@@ -153,7 +153,7 @@ class Reader:
         if self._driver.debts and entry in self._driver.debts:
             return None
         _sqlalchemy.autobegin(session)
-        return Request(session, entity, key, ref, pk, entry, entity.codec(bind.dialect.driver), ttl_ms, *view)
+        return Request(session, entity, key, ref, pk, entry, entity.codec(bind.dialect), ttl_ms, *view)
 
     def _view(
         self, session: Session, bind: Engine | Connection, ref: TableRef, pk: str, session_options: Mapping[str, Any]

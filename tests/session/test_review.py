@@ -13,6 +13,7 @@ import redis
 from conftest import PATIENCE, Log, Store, url_of
 from models import Hero, add_hero, get_hero
 from sqlalchemy import Engine, Integer, TypeDecorator, event, text
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import Field, Session, SQLModel, create_engine
@@ -201,7 +202,7 @@ class Scaled(TypeDecorator[int]):
 
 def test_fingerprint_knows_a_decorators_arguments() -> None:
     """Two types that differ in an argument do not read each other's values; two equal ones do."""
-    prints = [Codec([Column("x", "x", Scaled(scale))], "", ["x"]).fingerprint for scale in (10, 1000, 10)]
+    prints = [Codec([Column("x", "x", Scaled(scale))], sqlite.dialect(), ["x"]).fingerprint for scale in (10, 1000, 10)]
     assert prints[0] != prints[1]
     assert prints[0] == prints[2]
 
