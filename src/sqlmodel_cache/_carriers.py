@@ -73,6 +73,8 @@ def carrier_of(type_: TypeEngine[Any], dialect: Dialect) -> Carrier:
         return Carrier("timedelta", datetime.timedelta)
     if isinstance(chosen, TypeDecorator):
         return _decorated(chosen, dialect)
+    if isinstance(type_, sqltypes.Double) and isinstance(chosen, sqltypes.Float):
+        return _numeric(chosen, dialect)
     for known, carrier in _CARRIERS:
         if isinstance(chosen, known):
             return carrier
@@ -83,7 +85,12 @@ def carrier_of(type_: TypeEngine[Any], dialect: Dialect) -> Carrier:
 def as_it_is(dialect: Dialect) -> Carrier:
     """Return how values travel whose types are the driver's choice, or that of this release of SQLAlchemy."""
     release = ".".join(sqlalchemy.__version__.split(".")[:2])
-    return Carrier(f"any {dialect.name} {dialect.driver} {release}", Any, pack)
+    return Carrier(f"any {_driver(dialect)} {release}", Any, pack)
+
+
+def _driver(dialect: Dialect) -> str:
+    """Return what decides on the types that are not SQLAlchemy's to decide; SQLite has but one."""
+    return dialect.name if dialect.name == "sqlite" else f"{dialect.name} {dialect.driver}"
 
 
 def refused(why: str) -> Carrier:
@@ -143,8 +150,15 @@ def _name_of(member: enum.Enum) -> str:
     return member.name
 
 
-def _number(type_: sqltypes.Numeric[Any] | sqltypes.Float[Any], dialect: Dialect) -> Carrier:
-    return Carrier("decimal", Decimal) if type_.asdecimal else _FLOAT
+def _numeric(type_: sqltypes.Numeric[Any] | sqltypes.Float[Any], dialect: Dialect) -> Carrier:
+    # SQLite gives whole numbers of a NUMERIC as int.
+    return Carrier("decimal", Decimal) if type_.asdecimal else Carrier("float", float | int)
+
+
+def _float(type_: sqltypes.Float[Any], dialect: Dialect) -> Carrier:
+    # A column of four bytes is read as 0.1 by one driver, and as 0.10000000149011612 by another.
+    known = _numeric(type_, dialect)
+    return Carrier(f"{known.way} {_driver(dialect)}", known.wire)
 
 
 def _uuid(type_: sqltypes.Uuid[Any], dialect: Dialect) -> Carrier:
@@ -167,15 +181,13 @@ def _datetime(type_: sqltypes.DateTime, dialect: Dialect) -> Carrier:
 def _array(type_: sqltypes.ARRAY[Any], dialect: Dialect) -> Carrier:
     item = carrier_of(type_.item_type, dialect)
     if item.nested:
-        # The items' zones, and their classes where SQLAlchemy does not decide, are the driver's choice.
-        known = item.way in ("str", "int", "bool", "float", "decimal", "uuid", "naive", "date", "timedelta", "any")
-        return Carrier(f"array {item.way}", Any, pack) if known else as_it_is(dialect)
+        return Carrier(f"array {item.way}", Any, pack)
     if item.wire not in (str, bytes, int, float, bool):
         return refused("the items of this array may be arrays")
     dump, load = item.dump, item.load
     assert dump is not None  # noqa: S101  otherwise it would be nested
     return Carrier(
-        f"array {item.way}",
+        f"array {item.way} {item.wire.__name__}",
         Any,
         lambda value: pack(_map(value, dump, item.nulls)),
         None if load is None else lambda wire: _map(wire, load, item.nulls),
@@ -209,14 +221,13 @@ _CARRIERS: tuple[tuple[type[TypeEngine[Any]], Carrier], ...] = (
     (sqltypes.JSON, ANY),
     (postgresql.HSTORE, ANY),
 )
-_FLOAT = Carrier("float", float | int)  # SQLite gives whole numbers of a NUMERIC as int
 _TIME = Carrier("time", datetime.time)
 _TIMETZ = Carrier("timetz", str, datetime.time.isoformat, datetime.time.fromisoformat)
 _MAKERS: tuple[tuple[type[TypeEngine[Any]], Any], ...] = (
     (sqltypes.Enum, _enum),
     (sqltypes.String, lambda type_, dialect: Carrier("str", str)),
-    (sqltypes.Float, _number),
-    (sqltypes.Numeric, _number),
+    (sqltypes.Float, _float),
+    (sqltypes.Numeric, _numeric),
     (sqltypes.Uuid, _uuid),
     (sqltypes.DateTime, _datetime),
     (sqltypes.Time, lambda type_, dialect: _TIMETZ if type_.timezone else _TIME),

@@ -51,7 +51,7 @@ class Codec:
         self._carriers = {column.key: carrier_of(column.type, dialect) for column in columns}
         self._row_of = _row_maker(self._carriers, order)
         self._decode = _decoder([carrier.wire for carrier in self._carriers.values()])
-        parts = [f"{c.key}\0{c.name}\0{self._carriers[c.key].way}\0{described(c.type)}" for c in columns]
+        parts = [f"{c.key}\0{c.name}\0{self._carriers[c.key].way}\0{described(c.type, dialect)}" for c in columns]
         self.fingerprint = hashlib.blake2b("\1".join([str(LAYOUT), *parts]).encode(), digest_size=8).digest()
 
     def decode(self, payload: bytes) -> dict[str, Any]:

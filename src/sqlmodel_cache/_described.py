@@ -16,7 +16,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy import Dialect
+from sqlalchemy.types import ARRAY, TypeDecorator, TypeEngine
 
 _LIMIT = 5_000  # descriptions; what lies beyond counts as unchanged
 
@@ -26,11 +27,19 @@ _FOREIGN = sys.stdlib_module_names | {
     "asyncpg", "psycopg", "psycopg2", "aiosqlite", "greenlet",
 }  # fmt: skip
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes)
-_GENERATED = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__abstractmethods__", "__firstlineno__"})
+_GENERATED = ("__pydantic_", "_abc_", "_sa_", "model_fields", "model_config")
 
 
-def described(type_: TypeEngine[Any]) -> str:
-    """Return the class of a type, its arguments, and the code of what is not a library's."""
+def described(type_: TypeEngine[Any], dialect: Dialect) -> str:
+    """Return the class of a type, its arguments, and the code of what is not a library's: of its variant, too."""
+    chosen = type_.dialect_impl(dialect)
+    parts = [_described(type_)]
+    if isinstance(chosen, TypeDecorator) or not _foreign(type(chosen)):
+        parts.append(_described(chosen))
+    return "\0".join(parts)
+
+
+def _described(type_: TypeEngine[Any]) -> str:
     # A repr may hold an object's address, which differs between processes that must agree.
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(type_))
     description = _Description()
@@ -41,8 +50,8 @@ def described(type_: TypeEngine[Any]) -> str:
             description.visit(name)
             description.visit(vars(type_)[name])
     inner = [type_.impl_instance] if isinstance(type_, TypeDecorator) else []
-    inner += [variant for _, variant in sorted(getattr(type_, "_variant_mapping", {}).items())]
-    return "\0".join([text, *description.parts, *map(described, inner)])
+    inner += [type_.item_type] if isinstance(type_, ARRAY) else []
+    return "\0".join([text, *description.parts, *map(_described, inner)])
 
 
 def _parameters(owner: type) -> list[str]:
@@ -126,16 +135,16 @@ class _Description:
         for name, field in sorted(fields.items()):
             yield from (name, field.annotation, field.default, field.default_factory, field.alias)
         for name, value in sorted(vars(class_).items()):
-            if name in _GENERATED or name.startswith(("__pydantic_", "_abc_", "__static", "_sa_")):
-                continue
-            if name in ("__annotations__", "__annotate_func__", "model_fields", "model_config", "__class_vars__"):
-                continue
-            if isinstance(value, types.FunctionType) and value.__code__.co_filename.startswith("<"):
-                continue  # made by dataclasses, of its fields
+            if name.startswith(_GENERATED) or (name.startswith("__") and not _is_code(value)):
+                continue  # some of these appear only when they are used
             yield from (name, getattr(value, "wrapped", value))
         hints = vars(class_).get("__annotations__")
         if isinstance(hints, dict) and not fields:
             yield from (part for pair in sorted(hints.items(), key=lambda pair: pair[0]) for part in pair)
+
+
+def _is_code(value: object) -> bool:
+    return isinstance(value, types.FunctionType | property | classmethod | staticmethod)
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -17,10 +17,10 @@ from pydantic import AnyUrl, SecretStr
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.dialects.postgresql import Range
 from sqlmodel import AutoString
-
-from sqlmodel_cache import CacheConfig
 from values import generate as g
 from values import types as t
+
+from sqlmodel_cache import CacheConfig
 
 try:
     from sqlmodel import UTCDateTime
@@ -93,9 +93,9 @@ CASES = [
     Case("real", sa.REAL(), st.floats(width=32), (0.1,)),
     Case("float-as-decimal", sa.Float(asdecimal=True), g.decimals(3, 12)),
     Case("numeric", sa.Numeric(20, 6), g.decimals(6, 14), (Decimal("1.500000"), Decimal("-0"))),
-    Case("numeric-without-scale", sa.Numeric(), st.decimals(allow_nan=False), (Decimal("NaN"), Decimal("1.500")), on=PG),
+    Case("numeric-without-scale", sa.Numeric(), st.decimals(allow_nan=False), (Decimal("NaN"), Decimal("1.50")), on=PG),
     Case("numeric-as-float", sa.Numeric(12, 3, asdecimal=False), g.decimals(3, 12)),
-    Case("string", sa.String(), g.text, (MEGABYTE, "", "\x7f", "𝔘")),
+    Case("string", sa.String(), g.text, (MEGABYTE, "", "\x7f")),
     Case("string-of-length", sa.String(30), g.text),
     Case("autostring", AutoString(), g.text),
     Case("text", sa.Text(), g.text, (MEGABYTE,)),

@@ -1,4 +1,4 @@
-"""One database of each kind with the rows of every case, written once; each test reads them with an engine of its own."""
+"""One database of each kind with the rows of every case, written once; each test reads them with its own engine."""
 
 from __future__ import annotations
 
@@ -49,20 +49,22 @@ class Database:
 
 
 @pytest.fixture(scope="session")
-def _sqlite(tmp_path_factory: pytest.TempPathFactory) -> Database:
+def sqlite_database(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    """A file."""
     folder: Path = tmp_path_factory.mktemp("values")
     return Database("sqlite", f"sqlite:///{folder}/main.db")
 
 
 @pytest.fixture(scope="session")
-def _postgresql(postgres_url: str) -> Database:
+def postgresql_database(postgres_url: str) -> Database:
+    """The server of the whole run."""
     return Database("postgresql", postgres_url)
 
 
 @pytest.fixture
 def database(request: pytest.FixtureRequest) -> Database:
     """The database of the test's driver."""
-    found: Database = request.getfixturevalue("_" + request.getfixturevalue("driver").partition("+")[0])
+    found: Database = request.getfixturevalue(request.getfixturevalue("driver").partition("+")[0] + "_database")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import ENGINES, Store
+from conftest import ENGINES
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 from values.columns import CASES, TABLES, Table
@@ -45,11 +45,6 @@ def test_value_of_a_hit_is_that_of_a_select(engine: Engine, driver: str, name: s
     assert SQLModelCache.stats().fills == stored
     assert got(engine, table, pks) == truth
     assert SQLModelCache.stats().hits == stored
-
-
-@pytest.mark.parametrize("name", ["numeric", "string", "json", "jsonb", "array-of-uuid", "tstzrange", "pydantic-model"])
-def test_values_pass_through_redis(store: Store, postgres_url: str, name: str) -> None:
-    """What is stored are bytes."""
 
 
 def test_nothing_is_left_out() -> None:

@@ -21,7 +21,7 @@ class Color(enum.Enum):
 
     RED = "r"
     BLUE = "b"
-    ROUGE = "r"
+    ROUGE = "r"  # noqa: PIE796
 
 
 class Rank(enum.IntEnum):
@@ -361,12 +361,12 @@ def path_type() -> Of:
 
 
 def url_type() -> Of:
-    """pydantic's URLs as text."""
+    """Pydantic's URLs as text."""
     return Of(String(), str, AnyUrl)
 
 
 def secret_type() -> Of:
-    """pydantic's secrets as text."""
+    """Pydantic's secrets as text."""
     return Of(String(), SecretStr.get_secret_value, SecretStr)
 
 
