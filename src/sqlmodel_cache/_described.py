@@ -35,13 +35,19 @@ def described(type_: TypeEngine[Any], dialect: Dialect) -> str:
     chosen = type_.dialect_impl(dialect)
     parts = [_described(type_)]
     if isinstance(chosen, TypeDecorator) or not _foreign(type(chosen)):
-        parts.append(_described(chosen))
+        parts += _own(chosen)  # without what it wraps: that has a class for each driver
     return "\0".join(parts)
 
 
 def _described(type_: TypeEngine[Any]) -> str:
     # A repr may hold an object's address, which differs between processes that must agree.
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(type_))
+    inner = [type_.impl_instance] if isinstance(type_, TypeDecorator) else []
+    inner += [type_.item_type] if isinstance(type_, ARRAY) else []
+    return "\0".join([text, *_own(type_), *map(_described, inner)])
+
+
+def _own(type_: TypeEngine[Any]) -> list[str]:
     description = _Description()
     description.visit(type(type_))
     if not _foreign(type(type_)):
@@ -49,9 +55,7 @@ def _described(type_: TypeEngine[Any]) -> str:
         for name in sorted(names & vars(type_).keys()):
             description.visit(name)
             description.visit(vars(type_)[name])
-    inner = [type_.impl_instance] if isinstance(type_, TypeDecorator) else []
-    inner += [type_.item_type] if isinstance(type_, ARRAY) else []
-    return "\0".join([text, *description.parts, *map(_described, inner)])
+    return description.parts
 
 
 def _parameters(owner: type) -> list[str]:
@@ -76,6 +80,8 @@ class _Description:
         if type(thing) in _CONSTANTS:
             self.parts.append(repr(thing))
             return
+        if isinstance(thing, TypeEngine) and _foreign(type(thing)):
+            return  # in the type's own text
         if id(thing) in self._seen or len(self._seen) > _LIMIT:
             self.parts.append(f"#{type(thing).__name__}")
             return

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from values.columns import TABLES, Base, PostgresBase
 from values.generate import generated
 
-VALUES = 12
+VALUES = 8
 
 
 class Database:

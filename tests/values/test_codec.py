@@ -37,7 +37,7 @@ from sqlmodel_cache.errors import CodecError
 
 DIALECTS: dict[str, Dialect] = {"sqlite": pysqlite.dialect(), "postgresql": psycopg.dialect()}
 ASYNCPG: Dialect = asyncpg.dialect()
-HOSTILE = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+HOSTILE = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 def codec(type_: Any, dialect: Dialect = DIALECTS["postgresql"]) -> Codec:
