@@ -33,6 +33,7 @@ from sqlmodel_cache import _sqlalchemy
         (InstanceState, "_commit_all", ["self", "dict_", "instance_dict"]),
         (Mapper, "_path_registry", None),
         (Mapper, "_prop_set", None),
+        (Mapper, "_with_polymorphic_mappers", None),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -119,7 +120,7 @@ def test_new_instance_is_what_loading_makes() -> None:
         loaded = one.get_one(Hero, 1)
         mapper = inspect_mapper(Hero)
         values = {key: getattr(loaded, key) for key in ("id", "name", "age", "team_id")}
-        attached = _sqlalchemy.attach(two, mapper, (Hero, (1,), None), values)
+        attached = _sqlalchemy.attach(two, mapper, (Hero, (1,), None), values, _sqlalchemy.path_of(mapper), ())
         assert seen == [attached]
         states = [InstanceState.__getstate__(_sqlalchemy.instance_state(each)) for each in (loaded, attached)]
         for state in states:
@@ -135,6 +136,13 @@ def inspect_mapper(class_: type) -> Mapper[object]:
     """Return the mapper of a class."""
     mapper: Mapper[object] = class_.__mapper__  # type: ignore[attr-defined]
     return mapper
+
+
+def test_identity_class_is_that_of_identity_keys() -> None:
+    """Instances of a subclass share their base's identities."""
+    mapper = inspect_mapper(Hero)
+    assert _sqlalchemy.identity_class(mapper) is Hero
+    assert _sqlalchemy.selected_with(mapper) == [mapper]
 
 
 def test_rows_that_were_fetched_early_are_left_to_the_result() -> None:
