@@ -74,9 +74,21 @@ LAYERS: dict[str, set[str]] = {
         "metrics",
         "transport",
     },
+    "explanation": {"_entities", "_shapes", "config", "errors"},
     "session": {"_effects", "_sqlalchemy", "_sqltext", "_writeset", "_writing", "cache", "config", "errors"},
-    "configure": {"_sqlalchemy", "cache", "config", "errors", "metrics", "session", "transport", "transport.redis"},
-    "__init__": {"config", "configure", "errors", "metrics", "transport"},
+    "configure": {
+        "_entities",
+        "_sqlalchemy",
+        "cache",
+        "config",
+        "errors",
+        "explanation",
+        "metrics",
+        "session",
+        "transport",
+        "transport.redis",
+    },
+    "__init__": {"config", "configure", "errors", "explanation", "metrics", "transport"},
 }
 
 # Which of the library's dependencies a module may import; the others none.
@@ -90,6 +102,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_foreign_keys": {"sqlalchemy"},
     "_shapes": {"sqlalchemy"},
     "_entities": {"sqlalchemy"},
+    "explanation": {"sqlalchemy"},
     "_statements": {"sqlalchemy"},
     "transport.redis": {"redis"},
     "_reading": {"sqlalchemy"},

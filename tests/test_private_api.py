@@ -11,6 +11,7 @@ import pytest
 from models import Hero
 from sqlalchemy import create_engine, delete, event, insert, update
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.util import TransactionalContext
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.mapper import _all_registries
 from sqlmodel import SQLModel
@@ -29,6 +30,7 @@ from sqlmodel_cache import _sqlalchemy
         (Connection, "_commit_twophase_impl", ["self", "xid", "is_prepared"]),
         (Connection, "_rollback_impl", ["self"]),
         (Connection, "_rollback_twophase_impl", ["self", "xid", "is_prepared"]),
+        (TransactionalContext, "_trans_ctx_check", None),
         (type(Session().identity_map), "_add_unpresent", ["self", "state", "key"]),
         (InstanceState, "_commit_all", ["self", "dict_", "instance_dict"]),
         (Mapper, "_path_registry", None),

@@ -74,7 +74,7 @@ class Reader:
         self._counters = counters
         self._probe = _sqlalchemy.LoadProbe()
         self._versions = Versions()
-        self._warned: set[type] = set()
+        self.not_stored: dict[type, dict[str, str]] = {}  # class -> attribute -> why
 
     def get(self, session: Session, class_: Any, ident: Any, options: dict[str, Any], load: Callable[[], Any]) -> Any:
         """Return what `load()`, the session's own `get`, would return, from the cache if that is safe."""
@@ -132,7 +132,7 @@ class Reader:
         if key in session.identity_map:
             return None
         try:
-            bind = session.get_bind(mapper=entity.mapper)
+            bind = _sqlalchemy.bind_of(session, entity.mapper)
             if isinstance(bind, Connection) and (bind.closed or bind.invalidated):
                 return None
             namespace = self._naming.namespace(session, bind)
@@ -202,6 +202,8 @@ class Reader:
 
         def take(class_: type, attributes: dict[str, Any], expired: set[str]) -> None:
             nonlocal payload
+            if class_ in request.entity.refused:
+                return
             try:
                 payload = request.rows.encode(class_, attributes, expired)
             except CodecError as why:
@@ -224,7 +226,8 @@ class Reader:
         """Return whether everybody else would be told the same by the database now."""
         # 1 A: UPDATE, no commit   2 B: miss, lease   3 B: SELECT on the same DBAPI connection: A's row   4 B: fill
         # Sessions share a connection under a static pool, or when both are bound to it. So look after the SELECT.
-        connections = _connections(request.session, request.session.get_bind(mapper=request.entity.mapper))
+        bind = _sqlalchemy.bind_of(request.session, request.entity.mapper)
+        connections = _connections(request.session, bind)
         for connection in connections:
             state = transaction_of(connection)
             if state.covers(request.ref, request.pk):
@@ -237,8 +240,9 @@ class Reader:
 
     def _warn(self, request: Request, why: CodecError) -> None:
         class_ = request.entity.class_
-        if class_ not in self._warned:
-            self._warned.add(class_)
+        known = self.not_stored.setdefault(class_, {})
+        if (why.attribute or "") not in known:
+            known[why.attribute or ""] = str(why)
             log.warning("%s %s is not cached: %s", class_.__qualname__, request.pk, why)
 
     def _count(self, answer: Answer[Found, Any]) -> None:

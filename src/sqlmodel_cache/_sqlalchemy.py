@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
+from sqlalchemy.engine.util import TransactionalContext
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.mapper import _all_registries
@@ -84,7 +85,18 @@ def autobegin(session: Session) -> None:
     Then `rollback()` expires what a hit returned, `begin()` raises, and a closed session raises, as they do without
     a cache.
     """
+    TransactionalContext._trans_ctx_check(session)  # inside the block of a transaction that has ended
     session._autobegin_t()
+
+
+def bind_of(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
+    """Return the bind that a SELECT of a mapped class would use. An application's own session may look at the SELECT.
+
+    Raises what `Session.get_bind` raises.
+    """
+    if type(session).get_bind is Session.get_bind:
+        return session.get_bind(mapper=mapper)
+    return session.get_bind(mapper=mapper, clause=select(mapper))
 
 
 def connections(session: Session) -> list[Connection]:
