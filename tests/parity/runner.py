@@ -82,7 +82,8 @@ class World:
             event.remove(*self._listening.pop())
 
     def _executed(self, conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if not self._quiet:
+        # A SAVEPOINT is sent when a connection is first used inside it, and a hit uses none.
+        if not self._quiet and "SAVEPOINT sa_savepoint" not in statement:
             self.journal.append(("sql", plain(statement), typed(parameters)))
 
     @contextmanager
@@ -146,12 +147,14 @@ class World:
         so nothing is counted).
         """
         before = SQLModelCache.stats()
-        yield
-        after = SQLModelCache.stats()
-        if not self.cached:
-            if kind == "hit":
+        try:
+            yield
+        finally:
+            if kind == "hit" and not self.cached:
                 self._drop_selects(selects)
+        if not self.cached:
             return
+        after = SQLModelCache.stats()
         got = {
             name
             for name, counter in (("hit", "hits"), ("miss", "misses"), ("bypass", "bypasses"))
@@ -287,12 +290,12 @@ def _in_order(journal: list[Any]) -> list[Any]:
 def _difference(ours: Any, theirs: Any, where: str = "") -> str:
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
         return "\n".join(_difference(ours[k], theirs[k], f"{where}[{k!r}]") for k in ours if ours[k] != theirs[k])
-    if isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
+    if isinstance(ours, tuple) and isinstance(theirs, tuple) and (ours[:1], len(ours)) == (theirs[:1], len(theirs)):
         pairs = enumerate(zip(ours, theirs, strict=True))
         return "\n".join(_difference(a, b, f"{where}[{i}]") for i, (a, b) in pairs if a != b)
-    return f"{where}\n  without: {ours!r}\n  with:    {theirs!r}"
+    return f"{where}\n  without: {repr(ours)[:600]}\n  with:    {repr(theirs)[:600]}"
 
 
 def _tail(journal: list[Any]) -> str:
-    return "\n  ".join(repr(entry)[:160] for entry in journal[-3:])
+    return " / ".join(repr(entry)[:90] for entry in journal[-2:])
 

@@ -256,8 +256,10 @@ class DComposite(Abstract):
     """Composite attributes."""
 
     __tablename__ = "d_composite"
-    start: Mapped[Point] = composite(mapped_column("x1"), mapped_column("y1"))
-    empty: Mapped[Point | None] = composite(mapped_column("x3", nullable=True), mapped_column("y3", nullable=True))
+    start: Mapped[Point] = composite(Point, mapped_column("x1", Integer), mapped_column("y1", Integer))
+    empty: Mapped[Point | None] = composite(
+        Point, mapped_column("x3", Integer, nullable=True), mapped_column("y3", Integer, nullable=True)
+    )
     moving: Mapped[Moving] = composite(Moving, mapped_column("x2", Integer), mapped_column("y2", Integer))
 
 
@@ -273,7 +275,9 @@ class DCompositeKey(Base):
     """A primary key that is one composite attribute."""
 
     __tablename__ = "d_composite_key"
-    version: Mapped[Version] = composite(mapped_column("id", primary_key=True), mapped_column("nr", primary_key=True))
+    version: Mapped[Version] = composite(
+        Version, mapped_column("id", Integer, primary_key=True), mapped_column("nr", Integer, primary_key=True)
+    )
     name: Mapped[str]
 
 
