@@ -313,9 +313,12 @@ def bulk_update(world: World, session: Session, obj: Any, case: Case) -> None:
     for how in ("evaluate", "fetch", "auto", False):
         world.attempt(
             f"update {how}",
-            lambda how=how: session.execute(
-                update(case.model).values({name: copy.deepcopy(value)}), execution_options={"synchronize_session": how}
-            ).rowcount,
+            lambda how=how: (
+                session.execute(
+                    update(case.model).values({name: copy.deepcopy(value)}),
+                    execution_options={"synchronize_session": how},
+                ).rowcount
+            ),
         )
         world.look(f"update {how}", obj)
         session.rollback()
@@ -330,7 +333,9 @@ def bulk_update(world: World, session: Session, obj: Any, case: Case) -> None:
 def select_onto(world: World, session: Session, obj: Any, case: Case) -> None:
     """SELECTs with options find the object that a get has loaded."""
     for attribute in inspect(case.model).mapper.column_attrs:
-        world.see("undefer", session.scalars(select(case.model).options(undefer(attribute.class_attribute))).first() is obj)
+        world.see(
+            "undefer", session.scalars(select(case.model).options(undefer(attribute.class_attribute))).first() is obj
+        )
         world.look("undefer", obj)
     columns = inspect(case.model).mapper.column_attrs.values()
     session.scalars(select(case.model).options(load_only(columns[0].class_attribute))).first()

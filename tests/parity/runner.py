@@ -298,4 +298,3 @@ def _difference(ours: Any, theirs: Any, where: str = "") -> str:
 
 def _tail(journal: list[Any]) -> str:
     return " / ".join(repr(entry)[:90] for entry in journal[-2:])
-

@@ -160,7 +160,6 @@ def test_keys(databases: Databases, one: bool) -> None:
             if model is DCompositeKey:
                 world.warm(DCompositeKey, (1, 2))
             with Session(world.engine) as session:
-
                 held = []
 
                 def get() -> Any:
