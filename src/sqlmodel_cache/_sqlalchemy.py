@@ -43,7 +43,9 @@ async def in_new_greenlet(function: Callable[..., T], *args: Any, **kwargs: Any)
 def mappers() -> Iterator[Mapper[Any]]:
     """Return every mapper that exists now."""
     for registry in _all_registries():
-        yield from registry.mappers
+        for manager in list(registry._managers):
+            if manager.is_mapped:  # AbstractConcreteBase and DeferredReflection are mapped later
+                yield manager.mapper
 
 
 def identity_class(mapper: Mapper[Any]) -> type:
