@@ -43,8 +43,9 @@ async def in_new_greenlet(function: Callable[..., T], *args: Any, **kwargs: Any)
 def mappers() -> Iterator[Mapper[Any]]:
     """Return every mapper that exists now."""
     for registry in _all_registries():
-        for manager in list(registry._managers):
-            if manager.is_mapped:  # AbstractConcreteBase and DeferredReflection are mapped later
+        for reference in registry._managers.keyrefs():  # a copy: another thread may be mapping
+            manager = reference()
+            if manager is not None and manager.is_mapped:  # AbstractConcreteBase, DeferredReflection: mapped later
                 yield manager.mapper
 
 
