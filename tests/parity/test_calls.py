@@ -194,7 +194,8 @@ def entities(world: World) -> None:
         world.attempt("no ident", lambda: session.get(ZHero))  # type: ignore[call-arg]
         world.attempt("unknown option", lambda: session.get(ZHero, 1, unknown=1))  # type: ignore[call-overload]
         world.attempt("positional option", lambda: session.get(ZHero, 1, []))  # type: ignore[call-overload]
-        world.attempt("keywords", lambda: session.get(entity=ZHero, ident=1))
+        with world.expecting("hit"):
+            world.attempt("keywords", lambda: session.get(entity=ZHero, ident=1))
 
 
 # what a call may ask for
@@ -984,8 +985,9 @@ def twins(world: World) -> None:
         partial = world.get(session, DPartial, "c")
         partial.name = "changed"
         session.commit()
-        world.look("twin", session.get(DTwin, 1))
-        session.get(DTwin, 1).name = "again"
+        twin = world.get(session, DTwin, 1, "miss")
+        world.look("twin", twin)
+        twin.name = "again"
         session.commit()
         session.expunge_all()
         world.look("partial", session.get(DPartial, "c"))
