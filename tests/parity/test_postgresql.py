@@ -19,6 +19,7 @@ from sqlalchemy import (
     Identity,
     MetaData,
     Numeric,
+    String,
     create_engine,
     delete,
     func,
@@ -48,7 +49,8 @@ class PRow(Base):
     name: Mapped[str]
     token: Mapped[uuid.UUID] = mapped_column(server_default=text("gen_random_uuid()"))
     at: Mapped[datetime.datetime] = mapped_column(DateTime(timezone=True), server_default=text("'2026-01-31 12:00+01'"))
-    tags: Mapped[Any] = mapped_column(ARRAY(Numeric(5, 2)), server_default=text("'{1.50,NULL}'"))
+    tags: Mapped[Any] = mapped_column(ARRAY(String), server_default=text("'{a,NULL}'"))
+    amount: Mapped[Any] = mapped_column(Numeric(5, 2), server_default=text("1.50"))
     data: Mapped[Any] = mapped_column(JSONB, server_default=text("""'{"a": [1, null]}'"""))
 
 
@@ -58,7 +60,9 @@ class PVersion(Base):
     __tablename__ = "p_version"
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
-    xmin: Mapped[int] = mapped_column("xmin", system=True, server_default=FetchedValue(), server_onupdate=FetchedValue())
+    xmin: Mapped[int] = mapped_column(
+        "xmin", system=True, server_default=FetchedValue(), server_onupdate=FetchedValue()
+    )
     __mapper_args__ = {"version_id_col": xmin, "version_id_generator": False}  # noqa: RUF012
 
 
@@ -135,14 +139,15 @@ def values(world: World) -> None:
     with Session(world.engine) as session:
         obj = world.get(session, PRow, 1)
         world.look("got", obj)
-        obj.tags = [*obj.tags, 3]
+        obj.tags = [*obj.tags, "3"]
         obj.data = {"b": obj.data}
         session.commit()
         world.look("committed", session.get(PRow, 1))
     for key in ("1", 1.0, True, 2**31, 2**63 - 1, 2**63, None):
         with Session(world.engine) as session:
             world.attempt(repr(key), lambda s=session, k=key: s.get(PRow, k))
-            world.attempt("and then", lambda s=session: s.get(PRow, 2) and s.get(PRow, 2).name)
+            with world.quiet():
+                world.attempt("and then", lambda s=session: s.get(PRow, 2).name)
 
 
 @scenario
@@ -187,23 +192,27 @@ def failed_flush(world: World) -> None:
 
 @scenario
 def system_versions(world: World) -> None:
-    """xmin changes with every UPDATE, seen by the ORM or not."""
+    """Xmin changes with every UPDATE, seen by the ORM or not. psycopg has it as text, which is not cached."""
+    kind = "hit" if world.engine.dialect.driver == "asyncpg" else "miss"
     world.warm(PVersion, 1)
     with Session(world.engine) as session:
-        obj = world.get(session, PVersion, 1)
+        obj = world.get(session, PVersion, 1, kind)
         world.see("unloaded", sorted(obj._sa_instance_state.unloaded))
-        obj.name = "changed"
-        session.commit()
+        world.see("type", type(obj.xmin).__name__)
+        with world.quiet():
+            obj.name = "changed"
+            session.commit()
         world.see("name", obj.name)
     world.warm(PVersion, 1)
     with Session(world.engine) as session:
-        obj = world.get(session, PVersion, 1)
-        with world.engine.begin() as other:
-            other.execute(text("UPDATE p_version SET name = 'other'"))
-        obj.name = "mine"
-        world.attempt("stale", lambda: _shortly(session.commit))
-        session.rollback()
-        world.see("name", obj.name)
+        obj = world.get(session, PVersion, 1, kind)
+        with world.quiet():
+            with world.engine.begin() as other:
+                other.execute(text("UPDATE p_version SET name = 'other'"))
+            obj.name = "mine"
+            world.attempt("stale", lambda: _shortly(session.commit))
+            session.rollback()
+            world.see("name", obj.name)
 
 
 def _shortly(function: Any) -> Any:
@@ -224,12 +233,10 @@ def schemas(world: World) -> None:
         world.look("there", there)
         here.name = "here, changed"
         session.commit()
-    with Session(world.engine) as session:
-        with world.expecting("hit"):
-            there = session.get(PThere, 1)
-        world.look("there", there)
+    with world.quiet(), Session(world.engine) as session:
+        world.look("there", session.get(PThere, 1))
         world.look("here", session.get(PHere, 1))
-    for map_ in ({None: "p_other"}, {"p_other": None}, {None: "p_other", "p_other": "public"}, {"p_other": "public"}):
+    for map_ in ({None: "p_other"}, {None: "p_other", "p_other": "public"}, {None: None, "p_other": "public"}):
         for _ in range(2):
             with world.quiet():
                 with Session(world.engine.execution_options(schema_translate_map=map_)) as session:
@@ -297,7 +304,8 @@ def upserts(world: World) -> None:
         world.look("committed", session.get(PHere, 1))
         world.see("returned", session.scalars(update(PHere).values(name=func.upper(PHere.name)).returning(PHere)).one())
         session.rollback()
-        world.look("rolled back", session.get(PHere, 1))
+        with world.quiet():
+            world.look("rolled back", session.get(PHere, 1))
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
