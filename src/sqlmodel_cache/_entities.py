@@ -32,15 +32,16 @@ class Entities:
     """All cached classes. Made anew, in place, when a mapper or a table appears."""
 
     def __init__(self) -> None:
-        self._by_class: weakref.WeakKeyDictionary[type, Entity | None] = weakref.WeakKeyDictionary()
+        self._by_class: dict[type, Entity | None] = {}  # keeps classes alive, but not beyond the next one's mapping
         self._refusals: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
         self._interests: dict[str, Interest] | None = None
+        self._gathered: dict[str, Interest] = {}  # only grows: a class may be gone and its rows still cached
         self._mentions: re.Pattern[str] | None = None
         self.generation = 0  # changes with the answers below, for whoever keeps them
 
     def changed(self) -> None:
         """Forget the answers: a mapper or a table was made."""
-        self._by_class = weakref.WeakKeyDictionary()
+        self._by_class = {}
         self._interests = None
         self.generation += 1
 
@@ -111,11 +112,12 @@ class Entities:
             except Refused as why:
                 self._refusals[class_] = str(why)
         self._by_class[class_] = found
-        if found is not None and self._interests is not None:
-            interest = self._interests.get(found.table.name.lower())
+        if found is not None:
+            interest = self.interest(found.table.name)
             if interest is None or found.table not in interest.cached:
                 self._interests = None  # declared after the mapping; the tables must know of it from now on
                 self.generation += 1
+                self.interests()
         return found
 
     def interest(self, table: str) -> Interest | None:
@@ -146,7 +148,9 @@ class Entities:
     def _collect(self) -> dict[str, Interest]:
         # Mappers may be half configured at this moment, and configuring them here could fail for good. So a class
         # that its relationships would refuse counts too: its writes fence in vain, which is harmless.
-        interests: dict[str, Interest] = {}
+        # 1 get, a fill   2 the class is disposed of   3 DELETE   4 another class is mapped to the table   5 get
+        # A DELETE that was not fenced would make 5 a hit of what was deleted. So a table of interest stays one.
+        interests = self._gathered
         for mapper in list(_sqlalchemy.mappers()):
             try:
                 config = config_of(mapper.class_)

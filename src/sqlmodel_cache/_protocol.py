@@ -82,7 +82,7 @@ class Source(Enum):
     UNREACHABLE = "unreachable"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer(Generic[Decoded, Row]):
     """A read's result: `decoded` from a hit, otherwise `row` from the database."""
 

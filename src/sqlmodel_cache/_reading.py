@@ -10,7 +10,8 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from . import _keys, _protocol, _sqlalchemy
 from ._driver import Driver, new_id
-from ._effects import ABSENT, Entry, Granted, Load, Loaded
+from ._effects import ABSENT, Entry, Fill, Granted, Load, Loaded
 from ._entities import Entities
 from ._namespace import Naming, held_connection
 from ._plan import Effect, run
@@ -44,11 +45,13 @@ _ARGUMENTS = frozenset(
     {"options", "populate_existing", "with_for_update", "identity_token", "execution_options", "bind_arguments"}
 )
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 ALWAYS = math.inf  # a snapshot that begins with the SELECT
 NEVER = -math.inf  # a snapshot of unknown age, or none
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """One get that may be answered from the cache."""
 
@@ -86,17 +89,19 @@ class Reader:
         entity = self._entities.get(class_) if self._enabled else None
         if entity is None:
             return load()
-        key = entity.identity_key(ident)
-        if key is not None and key in session.identity_map:
+        named = entity.identify(ident)
+        if named is not None and named[0] in session.identity_map:
             return load()  # the session's own business: the same object, or a refresh
-        request = None if key is None else self._admit(session, entity, key, options)
+        request = None if named is None else self._admit(session, entity, *named, options)
         if request is None:
             self._counters.add("bypasses")
             return load()
 
         def execute(effect: Effect[Any]) -> Any:
-            if isinstance(effect, Load):
+            if type(effect) is Load:
                 return self._load(request, load) if effect.encode else Loaded(load(), None)
+            if type(effect) is Fill:
+                effect = replace(effect, ttl_ms=_jittered(effect.ttl_ms))
             return self._driver.execute(effect)
 
         def fresh(lease: Granted) -> bool:
@@ -125,13 +130,12 @@ class Reader:
     # what may be asked
 
     def _admit(
-        self, session: Session, entity: Entity, key: _sqlalchemy.IdentityKey, options: Mapping[str, Any]
+        self, session: Session, entity: Entity, key: _sqlalchemy.IdentityKey, pk: str, options: Mapping[str, Any]
     ) -> Request | None:
         """Return the request for a get that may use the cache, or None for one that must go to the database."""
-        pk = entity.table.pk_text(key[1])
-        call = options.get("execution_options") or {}
-        session_options = getattr(session, "execution_options", None) or {}  # new in SQLAlchemy 2.1
-        if pk is None or not _is_plain(session, options, call, session_options):
+        call = options.get("execution_options") or _NOTHING
+        session_options = getattr(session, "execution_options", None) or _NOTHING  # new in SQLAlchemy 2.1
+        if not _is_plain(session, options, call, session_options):
             return None
         _sqlalchemy.autoflush(session)
         if key in session.identity_map:
@@ -145,9 +149,11 @@ class Reader:
             raise
         except Exception:  # no bind, no database: the plain get says so in its own words
             return None
-        held = held_connection(session, bind)  # its options may differ from its engine's
-        given = {**bind.get_execution_options(), **session_options, **held.get_execution_options(), **call}
-        if _flag("cache", given.get("cache", True)) is False:
+        given: Mapping[str, Any] = bind.get_execution_options()
+        held = held_connection(session, bind)
+        if session_options or call or held is not bind:  # a connection's options may differ from its engine's
+            given = {**given, **session_options, **held.get_execution_options(), **call}
+        if given and _flag("cache", given.get("cache", True)) is False:
             return None
         ttl_ms = self._ttl_ms(entity, given.get("cache_ttl"))
         ref = TableRef(namespace, _table_name(entity, given.get("schema_translate_map"), bind))
@@ -155,9 +161,10 @@ class Reader:
         if view is None:
             return None
         entry = self._naming.entry(ref, pk)
-        self._driver.pay_debts()
-        if self._driver.debts and entry in self._driver.debts:
-            return None
+        if self._driver.debts:
+            self._driver.pay_debts()
+            if entry in self._driver.debts:
+                return None
         _sqlalchemy.autobegin(session)
         if isinstance(bind, Connection):  # the session's rollback() is this connection's, as after a SELECT
             session.connection(bind_arguments={"mapper": entity.mapper})
@@ -196,10 +203,8 @@ class Reader:
 
     def _ttl_ms(self, entity: Entity, call: Any) -> int:
         if call is not None:
-            ttl_ms = milliseconds('execution_options["cache_ttl"]', call)
-        else:
-            ttl_ms = entity.ttl_ms or self._default_ttl_ms
-        return max(1, round(ttl_ms * (1 - JITTER * os.urandom(1)[0] / 255)))
+            return milliseconds('execution_options["cache_ttl"]', call)
+        return entity.ttl_ms or self._default_ttl_ms
 
     # what may be stored
 
@@ -276,14 +281,14 @@ def _is_plain(
     session: Session, options: Mapping[str, Any], call: Mapping[str, Any], session_options: Mapping[str, Any]
 ) -> bool:
     """Return whether a get asks for nothing but the row as it is committed."""
-    for name in ("options", "populate_existing", "identity_token", "bind_arguments"):
-        if options.get(name):
+    for name, value in options.items():  # an AsyncSession gives all of them, always
+        if name not in _ARGUMENTS or (value and name != "execution_options"):
             return False
-    if not (options.keys() <= _ARGUMENTS and call.keys() <= _HARMLESS):
-        return False
     if options.get("with_for_update") not in (None, False):
+        return False  # {} locks, too
+    if call and not call.keys() <= _HARMLESS:
         return False
-    if session_options.get("populate_existing") or session_options.get("identity_token"):
+    if session_options and (session_options.get("populate_existing") or session_options.get("identity_token")):
         return False
     if not session.is_active:
         return False  # a flush has failed, or a commit is under way: the plain get says so
@@ -324,6 +329,10 @@ def _server(connection: Connection, state: Transaction) -> Server:
                 cursor.close()
             state.server = Server(bool(answer[0]), answer[1] in ("read committed", "read uncommitted"))
     return state.server
+
+
+def _jittered(ttl_ms: int) -> int:
+    return max(1, round(ttl_ms * (1 - JITTER * os.urandom(1)[0] / 255)))
 
 
 def _flag(name: str, value: object) -> bool:

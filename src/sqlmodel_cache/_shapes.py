@@ -52,6 +52,8 @@ class CachedTable:
         """Return the text of a primary key, or None unless its values have exactly the columns' types."""
         if len(parts) != len(self.pk_types):
             return None
+        if len(parts) == 1 and type(parts[0]) is int is self.pk_types[0]:  # nearly all
+            return str(parts[0]) if -(2**63) <= parts[0] < 2**63 else None
         for part, wanted in zip(parts, self.pk_types, strict=True):
             if type(part) is not wanted and not (wanted is uuid.UUID and isinstance(part, wanted)):
                 return None  # drivers have UUID classes of their own
@@ -181,9 +183,12 @@ class Entity:
             rows = self._rows[kind] = Rows(self.class_, self.shapes, dialect, polymorphic=self.polymorphic)
         return rows
 
-    def identity_key(self, ident: object) -> _sqlalchemy.IdentityKey | None:
-        """Return the identity key that a `get()` argument names, or None if it is not a primary key."""
-        if isinstance(ident, tuple | list):
+    def identify(self, ident: object) -> tuple[_sqlalchemy.IdentityKey, str] | None:
+        """Return the identity key that a `get()` argument names, and its text; None if it is not a primary key."""
+        pk: tuple[Any, ...]
+        if type(ident) is int or type(ident) is str:  # nearly all
+            pk = (ident,)
+        elif isinstance(ident, tuple | list):
             pk = tuple(ident)
         elif isinstance(ident, dict):
             if ident.keys() != set(self.pk_attributes):
@@ -191,7 +196,8 @@ class Entity:
             pk = tuple(ident[name] for name in self.pk_attributes)
         else:
             pk = (ident,)
-        return None if self.table.pk_text(pk) is None else (self.identity_class, pk, None)
+        text = self.table.pk_text(pk)
+        return None if text is None else ((self.identity_class, pk, None), text)
 
 
 def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Log, Store, url_of
 from models import Hero, add_hero, get_hero
-from sqlalchemy import Connection, Engine, StaticPool, event, text
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, StaticPool, String, Table, event, text
+from sqlalchemy.orm import Session as PlainSession
+from sqlalchemy.orm import registry
 from sqlmodel import Session, SQLModel, create_engine
 
-from sqlmodel_cache import InvalidationError, MemoryTransport, SQLModelCache, TransportError
+from sqlmodel_cache import CacheConfig, InvalidationError, MemoryTransport, SQLModelCache, TransportError
 
 
 def rename(session: Session, pk: int, name: str) -> None:
@@ -356,3 +359,37 @@ def test_unknown_outcome_keeps_the_fence(engine: Engine, cache: Store, monkeypat
         assert get_hero(engine, pk).name == "Perhaps"
     assert cache.values() == {}
     assert SQLModelCache.stats().fenced == 2
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("wrote_before", [False, True])
+def test_write_after_the_class_is_gone_is_seen(engine: Engine, cache: Store, wrote_before: bool) -> None:
+    """A registry that is disposed of leaves cached rows behind; writes to their table still invalidate them."""
+    table = Table("gone", MetaData(), Column("id", Integer, primary_key=True), Column("name", String))
+    table.create(engine)
+
+    def mapped(own: registry) -> Any:
+        class Gone:
+            __cache_config__ = CacheConfig()
+
+        own.map_imperatively(Gone, table)
+        return Gone
+
+    with engine.begin() as connection:
+        connection.execute(table.insert(), {"id": 1, "name": "old"})
+    first = registry()
+    model = mapped(first)
+    if wrote_before:
+        with engine.begin() as connection:
+            connection.execute(table.update().values(name="older"))
+    with PlainSession(engine) as session:
+        session.get(model, 1)
+    first.dispose()
+    del model
+    Table("unrelated", MetaData(), Column("id", Integer, primary_key=True))
+    with engine.begin() as connection:
+        connection.execute(table.delete())
+        connection.execute(table.insert(), {"id": 1, "name": "new"})
+    model = mapped(registry())
+    with PlainSession(engine) as session:
+        assert session.get(model, 1).name == "new"
