@@ -52,12 +52,10 @@ class CachedTable:
         """Return the text of a primary key, or None unless its values have exactly the columns' types."""
         if len(parts) != len(self.pk_types):
             return None
-        if len(parts) == 1 and type(parts[0]) is int is self.pk_types[0]:  # nearly all
-            return str(parts[0]) if -(2**63) <= parts[0] < 2**63 else None
         for part, wanted in zip(parts, self.pk_types, strict=True):
             if type(part) is not wanted and not (wanted is uuid.UUID and isinstance(part, wanted)):
                 return None  # drivers have UUID classes of their own
-            if isinstance(part, int) and not -(2**63) <= part < 2**63:
+            if type(part) is int and not -(2**63) <= part < 2**63:
                 return None  # beyond any integer column
         return _keys.pk_text(parts)
 
