@@ -426,3 +426,60 @@ def test_class_that_is_mapped_later_disturbs_nobody(engine: Engine, cache: Store
         leaf = _get(engine, Leaf, 1)
         assert leaf is not None
         assert leaf["class"] is Leaf
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # noload
+@pytest.mark.parametrize("lazy", ["joined", "selectin", "subquery", "immediate", "noload", False])
+def test_relationship_that_the_load_sets_is_refused(engine: Engine, lazy: Any) -> None:
+    """Each strategy with which a SELECT of the class sets the attribute itself."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Parent(Own):
+        __tablename__ = "i_parent"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Child(Own):
+        __tablename__ = "i_child"
+        __cache_config__ = CacheConfig()
+        id: Mapped[int] = mapped_column(primary_key=True)
+        parent_id: Mapped[int] = mapped_column(ForeignKey("i_parent.id"))
+        parent: Mapped[Parent] = relationship(lazy=lazy)
+
+    SQLModelCache.configure()
+    found = SQLModelCache.explain(Child)
+    assert not found.cached
+    assert "'parent'" in str(found.reason)
+
+
+@IN_MEMORY
+def test_classes_of_one_name_are_two_classes(engine: Engine, cache: Store) -> None:
+    """Two modules may each have a class of that name, with families of their own on the same tables."""
+    make_rows(engine)
+
+    def family() -> tuple[Any, Any]:
+        class Own(DeclarativeBase):
+            pass
+
+        class Person(Own):
+            __tablename__ = "i_person"
+            __cache_config__ = CacheConfig()
+            __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}  # noqa: RUF012
+            id: Mapped[int] = mapped_column(primary_key=True)
+            kind: Mapped[str]
+
+        class Engineer(Person):
+            __mapper_args__ = {"polymorphic_identity": "engineer"}  # noqa: RUF012
+
+        return Person, Engineer
+
+    families = [(Person, Engineer), family(), family()]
+    for _ in range(3):
+        for person, engineer in families:
+            found = _get(engine, person, 2)
+            assert found is not None
+            assert found["class"] is engineer
+            assert ("name" in found["loaded"]) == (person is Person)
+    assert SQLModelCache.stats().hits == 7  # two of the families are alike, and share what is cached
+    assert SQLModelCache.stats().corrupt == 0
