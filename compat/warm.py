@@ -27,7 +27,7 @@ def install(counts: Counter[str]) -> None:
     cached_get: Any = Session.get
 
     def get(self: Session, entity: Any, ident: Any, **options: Any) -> Any:
-        if not options and not _hidden.get():
+        if not any(options.values()) and not _hidden.get():
             token = _hidden.set(True)
             try:
                 counts["warmed" if _warm(cached_get, self, entity, ident) else "not warmed"] += 1
@@ -66,10 +66,7 @@ def _engine_beside(engine: Engine) -> Engine | None:
 
 
 def _in_transaction(pool: Any) -> bool:
-    if isinstance(pool, StaticPool):
-        record = pool.connection
-    else:
-        current = getattr(pool._conn, "current", None)
-        record = current and current()
-    raw = record and record.dbapi_connection
-    return raw is None or getattr(raw, "driver_connection", raw).in_transaction
+    current = getattr(getattr(pool, "_conn", None), "current", None)  # a weak reference, of this thread
+    record = pool.connection if isinstance(pool, StaticPool) else current and current()
+    raw: Any = record and record.dbapi_connection
+    return raw is None or bool(getattr(raw, "driver_connection", raw).in_transaction)
