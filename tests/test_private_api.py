@@ -11,6 +11,7 @@ import pytest
 from models import Hero
 from sqlalchemy import create_engine, delete, event, insert, update
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.util import TransactionalContext
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.mapper import _all_registries
 from sqlmodel import SQLModel
@@ -29,10 +30,12 @@ from sqlmodel_cache import _sqlalchemy
         (Connection, "_commit_twophase_impl", ["self", "xid", "is_prepared"]),
         (Connection, "_rollback_impl", ["self"]),
         (Connection, "_rollback_twophase_impl", ["self", "xid", "is_prepared"]),
+        (TransactionalContext, "_trans_ctx_check", None),
         (type(Session().identity_map), "_add_unpresent", ["self", "state", "key"]),
         (InstanceState, "_commit_all", ["self", "dict_", "instance_dict"]),
         (Mapper, "_path_registry", None),
         (Mapper, "_prop_set", None),
+        (Mapper, "_with_polymorphic_mappers", None),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -119,7 +122,7 @@ def test_new_instance_is_what_loading_makes() -> None:
         loaded = one.get_one(Hero, 1)
         mapper = inspect_mapper(Hero)
         values = {key: getattr(loaded, key) for key in ("id", "name", "age", "team_id")}
-        attached = _sqlalchemy.attach(two, mapper, (Hero, (1,), None), values)
+        attached = _sqlalchemy.attach(two, mapper, (Hero, (1,), None), values, _sqlalchemy.path_of(mapper), ())
         assert seen == [attached]
         states = [InstanceState.__getstate__(_sqlalchemy.instance_state(each)) for each in (loaded, attached)]
         for state in states:
@@ -135,6 +138,13 @@ def inspect_mapper(class_: type) -> Mapper[object]:
     """Return the mapper of a class."""
     mapper: Mapper[object] = class_.__mapper__  # type: ignore[attr-defined]
     return mapper
+
+
+def test_identity_class_is_that_of_identity_keys() -> None:
+    """Instances of a subclass share their base's identities."""
+    mapper = inspect_mapper(Hero)
+    assert _sqlalchemy.identity_class(mapper) is Hero
+    assert _sqlalchemy.selected_with(mapper) == [mapper]
 
 
 def test_rows_that_were_fetched_early_are_left_to_the_result() -> None:

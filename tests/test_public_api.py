@@ -22,6 +22,7 @@ PUBLIC = {
         "CacheError",
         "CodecError",
         "ConfigurationError",
+        "Explanation",
         "InvalidationError",
         "MemoryTransport",
         "RedisAsyncTransport",
@@ -88,6 +89,7 @@ SIGNATURES = {
     "ainvalidate": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
     "ainvalidate_all": {"bind": None},
     "aclose": {},
+    "explain": {"model": inspect.Parameter.empty},
 }
 
 

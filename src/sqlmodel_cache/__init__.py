@@ -5,6 +5,7 @@ from __future__ import annotations
 from .config import CacheConfig, Settings
 from .configure import SQLModelCache
 from .errors import CacheError, CodecError, ConfigurationError, InvalidationError, TransportError
+from .explanation import Explanation
 from .metrics import Stats
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
 
@@ -14,6 +15,7 @@ __all__ = [
     "CacheError",
     "CodecError",
     "ConfigurationError",
+    "Explanation",
     "InvalidationError",
     "MemoryTransport",
     "RedisAsyncTransport",

@@ -16,6 +16,9 @@ from ._plan import Effect
 Row = TypeVar("Row")
 
 
+VARIANTS = 4
+"""How many payloads a row has at most, each under another fingerprint: two releases, two drivers, a subclass."""
+
 ABSENT = b"\xc0"
 """The payload that says that there is no such row: msgpack's nil, which no row is, and no row that was cut short."""
 
@@ -36,7 +39,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Permission to fill: the row's version and its table's version at the time of the lease."""
+    """Permission to fill: the version of the row's fence or value, and its table's, at the time of the lease."""
 
     version: bytes
     table_version: bytes
@@ -52,7 +55,7 @@ LeaseReply: TypeAlias = Hit | Granted | Fenced
 
 @dataclass(frozen=True, slots=True)
 class Lookup(Effect[bytes | None]):
-    """Return the payload if the row is a value of this fingerprint and its table is unchanged and unfenced."""
+    """Return the payload if the row is a value with this fingerprint and its table is unchanged and unfenced."""
 
     entry: Entry
     fingerprint: bytes
@@ -60,7 +63,7 @@ class Lookup(Effect[bytes | None]):
 
 @dataclass(frozen=True, slots=True)
 class Lease(Effect[LeaseReply]):
-    """Return a valid value, or permission to fill, or `Fenced`. `replace` distrusts the value that is there."""
+    """Return a valid payload, or permission to fill, or `Fenced`. `replace` distrusts the payload that is there."""
 
     entry: Entry
     fingerprint: bytes
@@ -70,7 +73,10 @@ class Lease(Effect[LeaseReply]):
 
 @dataclass(frozen=True, slots=True)
 class Fill(Effect[bool]):
-    """Store a payload; return False if the lease is no longer the row's version or a commit is in flight."""
+    """Store a payload; return False if the lease is no longer the row's version or a commit is in flight.
+
+    A value of that version keeps the payloads of other fingerprints, up to `VARIANTS`, and what is left of its TTL.
+    """
 
     entry: Entry
     lease: Granted

@@ -6,23 +6,25 @@ read ever returns uncommitted data. The argument, its machine-checked counterexa
 
 A row has two keys in one hash slot, its own R and its table's T (one T per shard of the table):
 
-    R   absent | FENCE(version, pending {token: deadline}) | VALUE(table version, fingerprint, payload)
+    R   absent | FENCE(version, pending {token: deadline}) | VALUE(version, table version, {fingerprint: payload})
     T   absent | FENCE(version, pending {token: deadline})
 
     step       R absent        R FENCE, none pending   R FENCE, pending   R VALUE, valid         R VALUE, invalid
-    lookup     miss            miss                    miss               hit                    miss
-    lease      FENCE, granted  granted                 fenced             hit                    FENCE, granted
-    fill       refused         VALUE iff own version   refused            refused                refused
+    lookup     miss            miss                    miss               hit iff own payload    miss
+    lease      FENCE, granted  granted                 fenced             hit, else granted      FENCE, granted
+    fill       refused         VALUE iff own version   refused            +payload iff own       refused
     begin      FENCE+token     new version, +token     new version, +tok  FENCE+token            FENCE+token
     end        FENCE           new version             -token             FENCE                  FENCE
 
-A value is valid when its table version is T's version and nothing is pending on T. A lease is refused while anything
-is pending on T. Versions and tokens are 128 bits made from a client's random id and the server's clock, never reused,
-not even when a client library sends a command twice.
+A value keeps the version of the fence that it took the place of, and is valid when its table version is T's version
+and nothing is pending on T. Whoever reads the row in another shape (another release's columns, a subclass) joins it
+with a payload under a fingerprint of its own: "own" means both versions of the lease, so no commit lies between the
+payloads of one value. A lease is refused while anything is pending on T. Versions and tokens are 128 bits made from a
+client's random id and the server's clock, never reused, not even when a client library sends a command twice.
 
 I1  A fence is on every written key before COMMIT is sent, and after the last flush.
 I2  BEGIN always changes the version: no lease that was granted before it can fill after it.
-I3  Absence is never permission: a fill needs the very fence that its lease named.
+I3  Absence is never permission: a fill needs the very version that its lease named, on a fence or on a value.
 I4  The SELECT is sent after the lease's reply.
 I5  A token is removed only by its owner, and only when the outcome of the COMMIT is known. Otherwise it lapses.
 I6  A row that the reader's own transaction wrote is neither looked up nor filled (the session sees to that).

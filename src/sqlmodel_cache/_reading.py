@@ -18,13 +18,13 @@ from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 
 from . import _keys, _protocol, _sqlalchemy
-from ._codec import Codec
 from ._driver import Driver, new_id
 from ._effects import ABSENT, Entry, Granted, Load, Loaded
-from ._entities import Entities, Entity
+from ._entities import Entities
 from ._namespace import Naming, held_connection
 from ._plan import Effect, run
 from ._protocol import Answer, Source
+from ._shapes import Entity, Found, Rows
 from ._versions import Versions
 from ._writeset import Server, TableRef, Transaction, known_transaction_of, shared_transaction, transaction_of
 from .config import Settings, milliseconds
@@ -53,7 +53,7 @@ class Request:
     ref: TableRef
     pk: str
     entry: Entry
-    codec: Codec
+    rows: Rows
     ttl_ms: int
     snapshot: float  # seconds of time.monotonic() when the transaction's snapshot began, or ALWAYS, or NEVER
     trusted: bool  # a transaction has begun, and is believed to take a snapshot for each statement
@@ -74,7 +74,7 @@ class Reader:
         self._counters = counters
         self._probe = _sqlalchemy.LoadProbe()
         self._versions = Versions()
-        self._warned: set[type] = set()
+        self.not_stored: dict[type, dict[str, str]] = {}  # class -> attribute -> why
 
     def get(self, session: Session, class_: Any, ident: Any, options: dict[str, Any], load: Callable[[], Any]) -> Any:
         """Return what `load()`, the session's own `get`, would return, from the cache if that is safe."""
@@ -99,8 +99,8 @@ class Reader:
 
         plan = _protocol.read(
             request.entry,
-            request.codec.fingerprint,
-            request.codec.decode,
+            request.rows.fingerprint,
+            request.rows.decode,
             ttl_ms=request.ttl_ms,
             absent_ttl_ms=entity.missing_ttl_ms or 0,
             new_id=new_id,
@@ -109,7 +109,8 @@ class Reader:
         answer = run(plan, execute)
         self._count(answer)
         if answer.decoded is not None:
-            return _sqlalchemy.attach(session, entity.mapper, request.key, answer.decoded)
+            shape, values = answer.decoded
+            return _sqlalchemy.attach(session, shape.mapper, request.key, values, shape.path, shape.expired)
         return answer.row
 
     def close(self) -> None:
@@ -131,7 +132,7 @@ class Reader:
         if key in session.identity_map:
             return None
         try:
-            bind = session.get_bind(mapper=entity.mapper)
+            bind = _sqlalchemy.bind_of(session, entity.mapper)
             if isinstance(bind, Connection) and (bind.closed or bind.invalidated):
                 return None
             namespace = self._naming.namespace(session, bind)
@@ -153,7 +154,7 @@ class Reader:
         if self._driver.debts and entry in self._driver.debts:
             return None
         _sqlalchemy.autobegin(session)
-        return Request(session, entity, key, ref, pk, entry, entity.codec(bind.dialect), ttl_ms, *view)
+        return Request(session, entity, key, ref, pk, entry, entity.rows(bind.dialect), ttl_ms, *view)
 
     def _view(
         self, session: Session, bind: Engine | Connection, ref: TableRef, pk: str, session_options: Mapping[str, Any]
@@ -199,14 +200,16 @@ class Reader:
         """Run the session's own get, and encode what it loaded unless the cache must not have it."""
         payload: bytes | None = None
 
-        def take(attributes: Mapping[str, Any]) -> None:
+        def take(class_: type, attributes: dict[str, Any], expired: set[str]) -> None:
             nonlocal payload
+            if class_ in request.entity.refused:
+                return
             try:
-                payload = request.codec.encode(attributes)
+                payload = request.rows.encode(class_, attributes, expired)
             except CodecError as why:
                 self._warn(request, why)
 
-        instance = self._probe.load(request.session, request.entity.mapper, request.key, load, take)
+        instance = self._probe.load(request.session, request.entity.mappers, request.key, load, take)
         if instance is None and request.entity.missing_ttl_ms is not None and self._may_be_told(request):
             return Loaded(None, ABSENT)
         if payload is None or not self._may_fill(request, instance):
@@ -214,11 +217,8 @@ class Reader:
         return Loaded(instance, payload)
 
     def _may_fill(self, request: Request, instance: object) -> bool:
-        entity = request.entity
-        if type(instance) is not entity.class_:
-            return False
-        found = _sqlalchemy.identity_of(entity.mapper, instance)
-        if found is None or found != request.key or entity.table.pk_text(found[1]) != request.pk:
+        found = None if instance is None else _sqlalchemy.identity_of(instance)
+        if found is None or found != request.key or request.entity.table.pk_text(found[1]) != request.pk:
             return False  # a collation or a cast found a row of another name
         return self._may_be_told(request)
 
@@ -226,7 +226,8 @@ class Reader:
         """Return whether everybody else would be told the same by the database now."""
         # 1 A: UPDATE, no commit   2 B: miss, lease   3 B: SELECT on the same DBAPI connection: A's row   4 B: fill
         # Sessions share a connection under a static pool, or when both are bound to it. So look after the SELECT.
-        connections = _connections(request.session, request.session.get_bind(mapper=request.entity.mapper))
+        bind = _sqlalchemy.bind_of(request.session, request.entity.mapper)
+        connections = _connections(request.session, bind)
         for connection in connections:
             state = transaction_of(connection)
             if state.covers(request.ref, request.pk):
@@ -239,11 +240,12 @@ class Reader:
 
     def _warn(self, request: Request, why: CodecError) -> None:
         class_ = request.entity.class_
-        if class_ not in self._warned:
-            self._warned.add(class_)
+        known = self.not_stored.setdefault(class_, {})
+        if (why.attribute or "") not in known:
+            known[why.attribute or ""] = str(why)
             log.warning("%s %s is not cached: %s", class_.__qualname__, request.pk, why)
 
-    def _count(self, answer: Answer[Any, Any]) -> None:
+    def _count(self, answer: Answer[Found, Any]) -> None:
         add = self._counters.add
         if answer.corrupt:
             add("corrupt")
@@ -283,7 +285,7 @@ def _is_plain(
 
 def _table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
     """Return the table's name in keys. The default schema by its name is the one without: others may not say it."""
-    schema, name = entity.table.schema, entity.table.name
+    schema, name = entity.table.schema, entity.table.family
     translated = translate.get(schema, schema) if translate else schema
     if translated != schema and translated == bind.dialect.default_schema_name:
         translated = None

@@ -7,13 +7,14 @@ to make a persistent object without a statement.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
+from sqlalchemy.engine.util import TransactionalContext
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.mapper import _all_registries
@@ -45,6 +46,21 @@ def mappers() -> Iterator[Mapper[Any]]:
         yield from registry.mappers
 
 
+def identity_class(mapper: Mapper[Any]) -> type:
+    """Return the class in the identity keys of a mapper's instances: its base's, unless it is not polymorphic."""
+    return mapper._identity_class
+
+
+def path_of(mapper: Mapper[Any]) -> Any:
+    """Return what an instance remembers of the get that has loaded it, for the loads that follow."""
+    return mapper._path_registry
+
+
+def selected_with(mapper: Mapper[Any]) -> list[Mapper[Any]]:
+    """Return the mappers whose columns a SELECT of the class fetches: its own, and subclasses by with_polymorphic."""
+    return list({mapper, *mapper._with_polymorphic_mappers})
+
+
 def load_order(mapper: Mapper[Any]) -> list[str]:
     """Return attribute names in the order in which a SELECT sets them; it differs from process to process."""
     return [prop.key for prop in mapper._prop_set]
@@ -69,7 +85,18 @@ def autobegin(session: Session) -> None:
     Then `rollback()` expires what a hit returned, `begin()` raises, and a closed session raises, as they do without
     a cache.
     """
+    TransactionalContext._trans_ctx_check(session)  # inside the block of a transaction that has ended
     session._autobegin_t()
+
+
+def bind_of(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
+    """Return the bind that a SELECT of a mapped class would use. An application's own session may look at the SELECT.
+
+    Raises what `Session.get_bind` raises.
+    """
+    if type(session).get_bind is Session.get_bind:
+        return session.get_bind(mapper=mapper)
+    return session.get_bind(mapper=mapper, clause=select(mapper))
 
 
 def connections(session: Session) -> list[Connection]:
@@ -80,10 +107,18 @@ def connections(session: Session) -> list[Connection]:
     return list({id(held[0]): held[0] for held in transaction._connections.values()}.values())
 
 
-def attach(session: Session, mapper: Mapper[Any], key: IdentityKey, values: dict[str, Any]) -> Any:
+def attach(
+    session: Session,
+    mapper: Mapper[Any],
+    key: IdentityKey,
+    values: dict[str, Any],
+    path: Any,
+    expired: Collection[str],
+) -> Any:
     """Return a new persistent instance with these loaded values, as `sqlalchemy.orm.loading` leaves one.
 
-    `__init__` is not called; load events fire; the instance is in the session's identity map and not modified.
+    `path` is where its load began, and `expired` are attributes that the next access loads. `__init__` is not called;
+    load events fire; the instance is in the session's identity map and not modified.
     """
     present = session.identity_map.get(key)
     if present is not None:  # two tasks on one AsyncSession
@@ -94,9 +129,11 @@ def attach(session: Session, mapper: Mapper[Any], key: IdentityKey, values: dict
     state.key = key
     state.session_id = session.hash_key
     session.identity_map._add_unpresent(state, key)
-    state.load_path = mapper._path_registry
+    state.load_path = path
     state.load_options = ()
     state.dict.update(values)
+    if expired:
+        state.expired_attributes.update(expired)
     dispatch = manager.dispatch
     if dispatch.load:
         dispatch.load(state, None)
@@ -107,7 +144,7 @@ def attach(session: Session, mapper: Mapper[Any], key: IdentityKey, values: dict
     return instance
 
 
-Take = Callable[[dict[str, Any]], None]
+Take = Callable[[type, dict[str, Any], set[str]], None]  # a class, loaded attributes, and names of expired ones
 
 
 class LoadProbe:
@@ -117,22 +154,22 @@ class LoadProbe:
         self._taking: ContextVar[tuple[IdentityKey, Take] | None] = ContextVar("sqlmodel_cache_taking", default=None)
         self._watched: list[type] = []
 
-    def load(self, session: Session, mapper: Mapper[Any], key: IdentityKey, load: Callable[[], T], take: Take) -> T:
-        """Return what `load()` returns, after `take` was given the attributes of the instance with that key.
+    def load(
+        self, session: Session, mappers: Sequence[Mapper[Any]], key: IdentityKey, load: Callable[[], T], take: Take
+    ) -> T:
+        """Return what `load()` returns, after `take` was given the instance of one of the mappers with that key.
 
         `take` is not called when there is no such row, or when another listener would be first to see it.
         """
-        dispatch = mapper.class_manager.dispatch
-        if not dispatch.load and not session.dispatch.loaded_as_persistent:
+        if not session.dispatch.loaded_as_persistent and not any(m.class_manager.dispatch.load for m in mappers):
             instance = load()
             if instance is not None and instance_state(instance).key == key:
-                take(instance_state(instance).dict)
+                _give(instance_state(instance), take)
             return instance
-        if mapper.class_ not in self._watched:
-            self._watched.append(mapper.class_)
-            event.listen(mapper.class_, "load", self._loaded, raw=True, insert=True)
-        if next(iter(dispatch.load), None) != self._loaded:
-            return load()
+        for mapper in mappers:
+            if mapper.class_ not in self._watched:
+                self._watched.append(mapper.class_)
+                event.listen(mapper.class_, "load", self._loaded, raw=True, insert=True)
         token = self._taking.set((key, take))
         try:
             return load()
@@ -142,15 +179,22 @@ class LoadProbe:
     def _loaded(self, state: InstanceState[Any], context: object) -> None:
         taking = self._taking.get()
         if taking is not None and state.key == taking[0]:
-            taking[1](state.dict)
+            if next(iter(state.manager.dispatch.load), None) == self._loaded:
+                _give(state, taking[1])
 
     def close(self) -> None:
         """Stop watching."""
         while self._watched:
-            event.remove(self._watched.pop(), "load", self._loaded)
+            class_ = self._watched.pop()
+            if event.contains(class_, "load", self._loaded):  # its mapper may have been disposed of
+                event.remove(class_, "load", self._loaded)
 
 
-def identity_of(mapper: Mapper[Any], instance: object) -> IdentityKey | None:
+def _give(state: InstanceState[Any], take: Take) -> None:
+    take(state.class_, state.dict, state.expired_attributes)
+
+
+def identity_of(instance: object) -> IdentityKey | None:
     """Return the identity key that the database's row gave to an instance."""
     return cast("IdentityKey | None", instance_state(instance).key)
 

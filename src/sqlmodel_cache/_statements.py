@@ -32,7 +32,8 @@ from sqlalchemy.types import TypeEngine
 
 from . import _sqlalchemy, _sqltext
 from ._codec import plain_type
-from ._entities import CachedTable, Entities, Interest
+from ._entities import Entities, Interest
+from ._shapes import CachedTable
 from ._writeset import MAX_NAMED_ROWS
 
 _UPSERT = re.compile(r"\bDO\s+UPDATE\b|\bON\s+DUPLICATE\b", re.IGNORECASE)

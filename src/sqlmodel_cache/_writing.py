@@ -17,9 +17,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from . import _keys, _protocol
 from ._driver import Driver, new_id
 from ._effects import Commit, Keys, Outcome
-from ._entities import CachedTable
 from ._namespace import Naming
 from ._plan import Effect, run
+from ._shapes import CachedTable
 from ._statements import Write
 from ._writeset import TableRef, Transaction, WriteSet, share, transaction_of
 from .config import Settings
@@ -159,7 +159,7 @@ class Writer:
         translate = None if bind is None else bind.get_execution_options().get("schema_translate_map")
         for namespace in self._naming.namespaces(bind):
             for write in writes:
-                name = _keys.table_name(write.schema, write.table.name, translate)
+                name = _keys.table_name(write.schema, write.table.family, translate)
                 found.change(TableRef(namespace, name), write.pks)
         keys = self._naming.keys(found)
         self._driver.run(_protocol.invalidate(keys, self._driver.debts, refuse=self._refuse, new_id=new_id))
@@ -196,5 +196,5 @@ def _names_of(write: Write, translate: Mapping[Any, Any] | None, default: str | 
             schemas.add(own)
         if mapping and written == default:
             schemas.add(None)
-        names |= {_keys.table_name(schema, write.table.name) for schema in schemas}
+        names |= {_keys.table_name(schema, write.table.family) for schema in schemas}
     return names

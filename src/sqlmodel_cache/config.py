@@ -15,6 +15,8 @@ Duration: TypeAlias = int | float | timedelta
 
 Namespace: TypeAlias = str | Callable[[Any], str]
 
+CONFIG_ATTRIBUTE = "__cache_config__"
+
 MAX_TTL_MS = 10 * 365 * 24 * 3600 * 1000  # ten years: a longer one is a mistake in the unit
 
 
@@ -83,6 +85,20 @@ class CacheConfig:
     def missing_ttl_ms(self) -> int | None:
         """The missing_ttl in milliseconds, or None when absence is not cached."""
         return None if self.missing_ttl is None else milliseconds("CacheConfig(missing_ttl)", self.missing_ttl)
+
+
+def config_of(class_: type) -> CacheConfig | None:
+    """Return the class's declaration, or None if it has none.
+
+    Raises:
+        ConfigurationError: the declaration is not a `CacheConfig`.
+    """
+    config = getattr(class_, CONFIG_ATTRIBUTE, None)
+    if config is None:
+        return None
+    if not isinstance(config, CacheConfig):
+        raise ConfigurationError(f"{class_.__name__}.{CONFIG_ATTRIBUTE}", config, "give a CacheConfig(...)")
+    return config
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,11 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
 from . import _sqlalchemy
+from ._entities import Entities
 from .cache import Cache
 from .config import Duration, Namespace, Settings
 from .errors import ConfigurationError
+from .explanation import Explanation, explain
 from .metrics import Stats
 from .session import Hooks
 from .transport import (
@@ -163,6 +165,18 @@ class SQLModelCache:
         """Return what this process has counted since `configure()`; zeros when nothing is configured."""
         cache = cls._cache
         return Stats() if cache is None else cache.counters.snapshot()
+
+    @classmethod
+    def explain(cls, model: type) -> Explanation:
+        """Return whether and how gets of a model are cached, and what has kept rows of it from being stored.
+
+        Raises:
+            ConfigurationError: the model is not a mapped class.
+        """
+        cache = cls._cache
+        if cache is None:
+            return explain(model, None, Entities(), {})
+        return explain(model, cache.settings, cache.entities, cache.reader.not_stored)
 
     @classmethod
     def _remove(cls) -> None:

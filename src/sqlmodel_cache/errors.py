@@ -39,7 +39,15 @@ class TransportError(CacheError):
 
 
 class CodecError(CacheError):
-    """Raised by the codec for a payload that is not a row of this model, or a row that is no payload."""
+    """Raised by the codec for a payload that is not a row of this model, or a row that is no payload.
+
+    Attributes:
+        attribute: the name of the attribute whose value does not travel, where it is one.
+    """
+
+    def __init__(self, message: str, *, attribute: str | None = None) -> None:
+        self.attribute = attribute
+        super().__init__(message)
 
 
 class InvalidationError(CacheError):

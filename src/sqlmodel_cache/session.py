@@ -23,11 +23,11 @@ from sqlalchemy.pool import Pool
 
 from . import _sqlalchemy
 from ._effects import Outcome
-from ._entities import config_of
 from ._sqltext import ends_transaction, is_text, isolates, isolates_for_good, makes_temporary, prepares
 from ._writeset import forget, known_transaction_of, transaction_of
 from ._writing import outcome_of
 from .cache import Cache
+from .config import config_of
 from .errors import InvalidationError
 
 
@@ -66,7 +66,8 @@ class Hooks:
         """Leave SQLAlchemy exactly as it was."""
         self._patches.restore()
         for target, name, listener in self._listeners:
-            event.remove(target, name, listener)
+            if event.contains(target, name, listener):  # somebody may have cleared all listeners
+                event.remove(target, name, listener)
         _sqlalchemy.restore_engine_events(self._engine_events)
 
     # sessions

@@ -98,10 +98,46 @@ class FillUnderAnyVersion(MemoryTransport):
 
     def _fill(self, effect: Fill, now: float) -> bool:
         held = self._rows.get(effect.entry.row)
-        version = held.version if isinstance(held, _Fence) else b""
+        version = held.version if isinstance(held, _Fence) else effect.lease.version
         return super()._fill(replace(effect, lease=Granted(version, effect.lease.table_version)), now)
 
     _handlers = MemoryTransport._handlers | {Fill: _fill}
+
+
+class FillBesideAnyVersion(MemoryTransport):
+    """A fill joins the payloads of a value that was filled under another lease."""
+
+    def _fill(self, effect: Fill, now: float) -> bool:
+        held = self._rows.get(effect.entry.row)
+        version = held.version if isinstance(held, _Value) else effect.lease.version
+        return super()._fill(replace(effect, lease=Granted(version, effect.lease.table_version)), now)
+
+    _handlers = MemoryTransport._handlers | {Fill: _fill}
+
+
+class FillBesideAnyTableVersion(MemoryTransport):
+    """A fill joins the payloads of a value that was filled under another version of the table."""
+
+    def _fill(self, effect: Fill, now: float) -> bool:
+        held = self._rows.get(effect.entry.row)
+        table = held.table_version if isinstance(held, _Value) else effect.lease.table_version
+        return super()._fill(replace(effect, lease=Granted(effect.lease.version, table)), now)
+
+    _handlers = MemoryTransport._handlers | {Fill: _fill}
+
+
+class LeaseOnAnInvalidValue(MemoryTransport):
+    """A lease on a value names its version, although its table has changed since."""
+
+    def _lease(self, effect: Lease, now: float) -> LeaseReply:
+        held = self._rows.get(effect.entry.row)
+        reply = super()._lease(effect, now)
+        if isinstance(held, _Value) and isinstance(reply, Granted):
+            self._rows[effect.entry.row] = held
+            return Granted(held.version, reply.table_version)
+        return reply
+
+    _handlers = MemoryTransport._handlers | {Lease: _lease}
 
 
 class FillOnAbsent(MemoryTransport):
@@ -129,7 +165,7 @@ class LookupIgnoresTheTable(MemoryTransport):
 
     def _lookup(self, effect: Lookup) -> bytes | None:
         held = self._rows.get(effect.entry.row)
-        return held.payload if isinstance(held, _Value) else None
+        return held.payloads.get(effect.fingerprint) if isinstance(held, _Value) else None
 
 
 class EndOpensAll(MemoryTransport):

@@ -21,7 +21,7 @@ ROW = Keys((ENTRY.row,), ())
 TABLE = Keys((), (ENTRY.table,))
 NOTHING = Keys((), ())
 
-FINGERPRINT = b"release1"
+FINGERPRINT, OTHER_RELEASE = b"release1", b"release2"
 CORRUPT = b"not a row"
 TTL_MS = 300_000
 FENCE_TTL_MS = 60_000

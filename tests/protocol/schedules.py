@@ -235,7 +235,7 @@ class Explorer:
         row = LIVE_ROW if cells.row is not None and cells.row == state.cells.row else None
         table = LIVE_TABLE if cells.table is not None and cells.table == state.cells.table else None
         if not self.scenario.restores and table is None and cells.row is not None and cells.row[0] == "V":
-            cells = Cells((cells.row[0], DEAD, *cells.row[2:]), None)
+            cells = Cells((*cells.row[:2], DEAD, *cells.row[3:]), None)
         return self._after(state._replace(evictions=state.evictions - 1), cells, Names(row, table))
 
     def _after(self, state: State, cells: Cells, names: Names) -> State:

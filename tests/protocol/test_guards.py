@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 from protocol import mutants
-from protocol.programs import TABLE, own_load, reader, remembering_reader, snapshot_reader, writer
+from protocol.programs import (
+    FINGERPRINT,
+    OTHER_RELEASE,
+    TABLE,
+    own_load,
+    reader,
+    remembering_reader,
+    snapshot_reader,
+    writer,
+)
 from protocol.scenario import Scenario
 from protocol.schedules import explore
 
@@ -29,6 +38,8 @@ class Guard:
     intact: dict[str, Any] = field(default_factory=dict)  # where taking out the mutant is not enough
 
 
+TWO_RELEASES = (reader(), reader(fingerprint=OTHER_RELEASE))
+BOTH_RELEASES = (FINGERPRINT, OTHER_RELEASE)
 TWO_WRITERS = {"writers": (writer(), writer())}
 NO_ROW = {"row_exists": False, "caches_missing": True}
 LOSES_FENCES: dict[str, Any] = {"evictions": 1, "evicts_pending": True}
@@ -65,6 +76,17 @@ GUARDS = {
     ),
     "SELECT is sent after the lease [I4]": Guard("a", {"readers": (reader(mutants.selects_before_lease),)}),
     "a fill needs its own version [C7]": Guard("a", {"transport": mutants.FillUnderAnyVersion}),
+    "a fill beside another needs its version": Guard(
+        "a", {"transport": mutants.FillBesideAnyVersion}, {"readers": TWO_RELEASES, "fingerprints": BOTH_RELEASES}
+    ),
+    "a fill beside another needs its table's version": Guard(
+        "a",
+        {"transport": mutants.FillBesideAnyTableVersion},
+        {"readers": TWO_RELEASES, "fingerprints": BOTH_RELEASES, "writers": (writer(TABLE),)},
+    ),
+    "a value whose table has changed gives way to a fence": Guard(
+        "d", {"transport": mutants.LeaseOnAnInvalidValue}, {"writers": (writer(TABLE),)}
+    ),
     "absence is not permission [C8]": Guard("a", {"transport": mutants.FillOnAbsent}, {"evictions": 1}),
     "a fill keeps the table's version of its lease": Guard(
         "a", {"transport": mutants.FillWithTheTableOfNow}, {"writers": (writer(TABLE),)}

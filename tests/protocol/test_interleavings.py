@@ -10,6 +10,7 @@ import pytest
 from protocol.programs import (
     CORRUPT,
     FINGERPRINT,
+    OTHER_RELEASE,
     ROW,
     TABLE,
     Keys,
@@ -26,7 +27,6 @@ from sqlmodel_cache._effects import ABSENT
 
 LONG = os.environ.get("SQLMODEL_CACHE_LONG") == "1"
 
-OTHER_RELEASE = b"release2"
 BOTH = Keys(ROW.rows, TABLE.tables)
 ONE_READER = (reader(),)
 TWO_READERS = ONE_READER * 2

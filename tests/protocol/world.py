@@ -22,7 +22,7 @@ from sqlmodel_cache.errors import CodecError
 from sqlmodel_cache.transport.memory import _Fence, _Value
 
 Cell: TypeAlias = tuple[Any, ...] | None
-"""None, ("F", version, ((token, deadline), ...)) or ("V", table version, fingerprint, payload)."""
+"""None, ("F", version, ((token, deadline), ...)) or ("V", version, table version, ((fingerprint, payload), ...))."""
 
 NOW = 1_000.0  # seconds; the clock stands still, and deadlines lapse by being set to zero
 LATER = NOW + 3_600.0
@@ -44,7 +44,7 @@ EMPTY = Cells(None, None)
 class Names:
     """How the versions of one step are renamed."""
 
-    row: bytes | None  # what the row's fence holds, as the transport made it
+    row: bytes | None  # what the row's fence or value holds, as the transport made it
     table: bytes | None
 
     def of_lease(self, granted: Granted) -> Granted:
@@ -150,10 +150,11 @@ class Shelf:
 def canonical(cells: Cells) -> tuple[Cells, Names]:
     """Return cells with canonical names, and the renaming."""
     row, table = cells
-    names = Names(row[1] if row is not None and row[0] == "F" else None, None if table is None else table[1])
+    names = Names(None if row is None else row[1], None if table is None else table[1])
     if row is not None:
-        name = names.of_row(row[1]) if row[0] == "F" else names.of_table(row[1])
-        row = (row[0], name, *row[2:])
+        row = (row[0], names.of_row(row[1]), *row[2:])
+        if row[0] == "V":
+            row = (*row[:2], names.of_table(row[2]), *row[3:])
     if table is not None:
         table = (table[0], LIVE_TABLE, *table[2:])
     return Cells(row, table), names
@@ -205,7 +206,7 @@ def _show(cell: Cell) -> str:
     if cell is None:
         return "absent"
     if cell[0] == "V":
-        return f"VALUE({_text(cell[3])})"
+        return f"VALUE({', '.join(_text(payload) for _, payload in cell[3])})"
     return f"FENCE{{{', '.join(token.decode().strip('.') for token in pending(cell))}}}"
 
 
@@ -213,11 +214,11 @@ def _save(held: _Fence | _Value | None) -> Cell:
     if held is None:
         return None
     if isinstance(held, _Value):
-        return ("V", held.table_version, held.fingerprint, held.payload)
+        return ("V", held.version, held.table_version, tuple(held.payloads.items()))
     return ("F", held.version, tuple(sorted(held.pending.items())))
 
 
 def _load(cell: tuple[Any, ...]) -> _Fence | _Value:
     if cell[0] == "V":
-        return _Value(cell[1], cell[2], cell[3], inf)
+        return _Value(cell[1], cell[2], dict(cell[3]), inf)
     return _Fence(cell[1], dict(cell[2]))

@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm import Session as PlainSession
+from sqlalchemy.orm.events import MapperEvents
 from sqlalchemy.pool import Pool
 from sqlmodel import Session, SQLModel, create_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -310,3 +311,14 @@ def test_listeners_of_the_application_survive(engine: Engine) -> None:
         assert heard == ["SELECT 1"]
     finally:
         event.remove(Engine, "before_cursor_execute", listener)
+
+
+def test_listeners_that_somebody_has_removed_are_not_missed() -> None:
+    """An application that clears all of SQLAlchemy's mapper listeners can configure again, and reset."""
+    SQLModelCache.configure()
+    MapperEvents._clear()
+    SQLModelCache.configure()
+    assert event.contains(Mapper, "after_mapper_constructed", SQLModelCache._hooks._mapper_constructed)  # type: ignore[union-attr]
+    MapperEvents._clear()
+    SQLModelCache.reset()
+    assert SQLModelCache.get_config() is None

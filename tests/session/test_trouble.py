@@ -27,7 +27,7 @@ def server() -> Iterator[RedisServer]:
 
 def garbage() -> list[bytes]:
     """Return values that are not rows: text, cut headers, cut and hostile bodies."""
-    head = b"V\x01"
+    head = b"V\x02"
     return [
         b"",
         b"x",
@@ -51,14 +51,15 @@ def test_garbage_is_a_miss_and_is_replaced(engine: Engine, redis_client: redis.R
     [key] = redis_client.keys("*}:*")
     good = redis_client.get(key)
     assert good is not None
-    bad: list[bytes] = [*garbage(), good[:26], good[:30], good[:-1], good + b"\0", good[:26] + b"\xc1" * 40]
-    for value in bad:
-        redis_client.set(key, value)
+    corrupt = [b"", b"\0", good[46:-1], good[46:] + b"\0", b"\xc1" * 40]
+    values = [good[:42] + len(body).to_bytes(4) + body for body in corrupt]
+    for value in [*garbage(), good[:34], good[:44], good[:-1], good + b"\0", *values]:
+        redis_client.set(key, value, px=60_000)
         assert get_hero(engine, pk).name == "Rusty"
         before = SQLModelCache.stats().hits
         assert get_hero(engine, pk).name == "Rusty"
         assert SQLModelCache.stats().hits == before + 1, value
-    assert SQLModelCache.stats().corrupt == 5
+    assert SQLModelCache.stats().corrupt == len(corrupt)
     assert SQLModelCache.stats().errors == 0
 
 

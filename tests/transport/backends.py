@@ -57,15 +57,16 @@ class Fence:
 
 @dataclass(frozen=True)
 class Value:
-    """What a key holds: a row under its table's version."""
+    """What a key holds: a row under a version and its table's, once for each fingerprint, the latest first."""
 
+    version: bytes
     table_version: bytes
-    fingerprint: bytes
-    payload: bytes
+    payloads: tuple[tuple[bytes, bytes], ...]
 
     def raw(self) -> bytes:
         """Return the value as Redis holds it."""
-        return b"V\x01" + self.fingerprint + self.table_version + self.payload
+        stored = b"".join(name + struct.pack(">I", len(payload)) + payload for name, payload in self.payloads)
+        return b"V\x02" + self.version + self.table_version + stored
 
 
 Held = Fence | Value | None
@@ -93,6 +94,10 @@ class Backend:
         """Lose a key."""
         raise NotImplementedError
 
+    def ttl(self, key: str) -> float:
+        """Return the seconds that a value has left."""
+        raise NotImplementedError
+
     def lapse(self, key: str, tokens: Iterable[bytes] | None = None) -> None:
         """Let the deadlines of a key's tokens pass: of all, or of some."""
         held = self.peek(key)
@@ -102,9 +107,9 @@ class Backend:
         self.place(key, Fence(held.version, pending))
 
     def own_version(self, key: str) -> bytes:
-        """Return a fence's version, or 16 bytes that are nobody's."""
+        """Return the version of a fence or a value, or 16 bytes that are nobody's."""
         held = self.peek(key)
-        return held.version if isinstance(held, Fence) else id_of("nobody's")
+        return id_of("nobody's") if held is None else held.version
 
     def granted(self) -> Granted:
         """Return the lease that a reader of `ENTRY` would hold now."""
@@ -121,18 +126,22 @@ class MemoryBackend(Backend):
     def peek(self, key: str) -> Held:
         held = self.transport._rows.get(key) or self.transport._tables.get(key)
         if isinstance(held, _Value):
-            return Value(held.table_version, held.fingerprint, held.payload)
+            return Value(held.version, held.table_version, tuple(reversed(held.payloads.items())))
         return None if held is None else Fence(held.version, tuple(held.pending.items()))
 
     def place(self, key: str, held: Fence | Value) -> None:
         if isinstance(held, Value):
-            self.transport._rows[key] = _Value(held.table_version, held.fingerprint, held.payload, FAR)
+            payloads = dict(reversed(held.payloads))
+            self.transport._rows[key] = _Value(held.version, held.table_version, payloads, FAR)
             return
         home = self.transport._tables if key.endswith("}") else self.transport._rows
         home[key] = _Fence(held.version, dict(held.pending))
 
     def evict(self, key: str) -> None:
         self.transport.evict(key)
+
+    def ttl(self, key: str) -> float:
+        return float(self.transport.ttl(key))
 
 
 class RedisBackend(Backend):
@@ -152,6 +161,9 @@ class RedisBackend(Backend):
     def evict(self, key: str) -> None:
         self.client.delete(key)
 
+    def ttl(self, key: str) -> float:
+        return float(self.client.pttl(key)) / 1000
+
     def all_expire(self) -> bool:
         """Return whether every key of the database has a TTL."""
         return all(self.client.pttl(key) > 0 for key in self.client.scan_iter())
@@ -170,8 +182,13 @@ class AsyncRedisBackend(RedisBackend):
 
 def parse(raw: bytes) -> Fence | Value:
     """Return what the bytes of a key mean."""
-    if raw[:2] == b"V\x01":
-        return Value(raw[10:26], raw[2:10], raw[26:])
+    if raw[:2] == b"V\x02":
+        payloads, rest = [], raw[34:]
+        while rest:
+            fingerprint, length = struct.unpack(">8sI", rest[:12])
+            payloads.append((fingerprint, rest[12 : 12 + length]))
+            rest = rest[12 + length :]
+        return Value(raw[2:18], raw[18:34], tuple(payloads))
     assert raw[:1] == b"F"
     assert (len(raw) - 17) % 24 == 0
     return Fence(raw[1:17], tuple(struct.iter_unpack(">16sd", raw[17:])))

@@ -35,7 +35,7 @@ END = End(ROW, TOKEN, id_of("end"))
 BOTH = Keys(ROW.rows, TABLE.tables)
 
 FENCE = b"F" + id_of("version")
-VALUE = b"V\x01" + FINGERPRINT + id_of("table") + PAYLOAD
+VALUE = Value(id_of("version"), id_of("table"), ((FINGERPRINT, PAYLOAD),)).raw()
 GARBAGE = {
     "empty": b"",
     "text": b"hello",
@@ -45,8 +45,12 @@ GARBAGE = {
     "a token cut short": FENCE + TOKEN,
     "a deadline cut short": FENCE + TOKEN + b"\x42" * 7,
     "a value cut short": VALUE[:20],
-    "a value without fingerprint": b"V\x01",
-    "a format to come": b"V\x02" + VALUE[2:],
+    "a value without versions": b"V\x02",
+    "a value without payloads": VALUE[:34],
+    "a payload cut short": VALUE[:-1],
+    "a payload that is too long to be true": VALUE[:42] + b"\xff\xff\xff\xff" + PAYLOAD,
+    "a format of the past": b"V\x01" + VALUE[2:],
+    "a format to come": b"V\x03" + VALUE[2:],
     "a deadline that is no number": FENCE + TOKEN + struct.pack(">d", float("nan")),
     "only a letter": b"F",
 }
@@ -107,9 +111,9 @@ def test_garbage_is_a_miss_and_is_replaced(redis_backend: RedisBackend, name: st
     assert redis_backend.execute(LOOKUP) == PAYLOAD
 
 
-@pytest.mark.parametrize("length", range(26))
+@pytest.mark.parametrize("length", range(len(VALUE)))
 def test_value_cut_short_is_a_miss(redis_backend: RedisBackend, length: int) -> None:
-    """A value that lost its tail within its header is a miss at every length."""
+    """A value that lost its tail is a miss at every length."""
     _fill(redis_backend)
     whole = redis_backend.client.get(ENTRY.row)
     redis_backend.client.set(ENTRY.row, whole[:length], px=HOUR)
@@ -121,8 +125,8 @@ def test_value_that_another_wrote_is_served_to_nobody_else(redis_backend: RedisB
     """A value moved in under another fingerprint or another table's version is a miss for us, and is replaced."""
     granted = _fill(redis_backend)
     for value in (
-        Value(granted.table_version, b"release2", b"theirs"),
-        Value(id_of("another table"), FINGERPRINT, b"theirs"),
+        Value(granted.version, granted.table_version, ((b"release2", b"theirs"),)),
+        Value(granted.version, id_of("another table"), ((FINGERPRINT, b"theirs"),)),
     ):
         redis_backend.place(ENTRY.row, value)
         assert redis_backend.execute(LOOKUP) is None

@@ -48,7 +48,7 @@ ENTRIES = (ENTRY, NEIGHBOUR, ELSEWHERE)
 KEYS = tuple(dict.fromkeys(key for entry in ENTRIES for key in entry))
 
 entries = st.sampled_from(ENTRIES)
-fingerprints = st.sampled_from((FINGERPRINT, OTHER_FINGERPRINT))
+fingerprints = st.sampled_from((FINGERPRINT, OTHER_FINGERPRINT, *(f"release{n}".encode() for n in range(3, 6))))
 write_sets = st.sets(st.sampled_from(KEYS), min_size=1).map(
     lambda keys: Keys(
         tuple(key for key in KEYS if key in keys and not key.endswith("}")),
@@ -169,7 +169,7 @@ class Sides(RuleBasedStateMachine):
         if isinstance(held, Fence):
             return Fence(self.names[held.version], held.pending)
         if isinstance(held, Value):
-            return Value(self.names[held.table_version], held.fingerprint, held.payload)
+            return Value(self.names[held.version], self.names[held.table_version], held.payloads)
         return None
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, ClassVar
 
-from .._effects import Begin, End, Fenced, Fill, Granted, Hit, Keys, Lease, LeaseReply, Lookup
+from .._effects import VARIANTS, Begin, End, Fenced, Fill, Granted, Hit, Keys, Lease, LeaseReply, Lookup
 from .._plan import Effect
 from ..errors import ConfigurationError, TransportError
 
@@ -37,9 +37,9 @@ class _Fence:
 
 @dataclass(slots=True)
 class _Value:
+    version: bytes
     table_version: bytes
-    fingerprint: bytes
-    payload: bytes
+    payloads: dict[bytes, bytes]  # by fingerprint, the latest last
     expires: float
 
 
@@ -117,7 +117,7 @@ class MemoryTransport:
         row, table = effect.entry
         with self._lock:
             held = self._rows.get(row)
-            if type(held) is not _Value or held.fingerprint != effect.fingerprint:
+            if type(held) is not _Value:
                 return None
             fence = self._tables.get(table)
             if fence is None or fence.version != held.table_version or fence.pending:
@@ -125,7 +125,7 @@ class MemoryTransport:
             if held.expires <= self._clock() * 1000:
                 return None
             self._rows.move_to_end(row)
-            return held.payload
+            return held.payloads.get(effect.fingerprint)
 
     def _lease(self, effect: Lease, now: float) -> LeaseReply:
         row, table = effect.entry
@@ -136,9 +136,9 @@ class MemoryTransport:
         if shard.pending:
             return Fenced()
         held = self._held(row, now)
-        if type(held) is _Value:
-            if not effect.replace and held.fingerprint == effect.fingerprint and held.table_version == shard.version:
-                return Hit(held.payload)
+        if type(held) is _Value and held.table_version == shard.version:
+            payload = None if effect.replace else held.payloads.get(effect.fingerprint)
+            return Granted(held.version, shard.version) if payload is None else Hit(payload)
         fence = held if isinstance(held, _Fence) else _Fence(self._fresh(effect.id))
         if fence.pending:
             return Fenced()
@@ -148,10 +148,22 @@ class MemoryTransport:
 
     def _fill(self, effect: Fill, now: float) -> bool:
         held = self._held(effect.entry.row, now)
-        if not isinstance(held, _Fence) or held.version != effect.lease.version or held.pending:
+        lease, expires = effect.lease, now + effect.ttl_ms
+        if held is None or held.version != lease.version:
             return False
-        value = _Value(effect.lease.table_version, effect.fingerprint, effect.payload, now + effect.ttl_ms)
-        self._put(effect.entry.row, value, now)
+        if isinstance(held, _Fence):
+            if held.pending:
+                return False
+            payloads = {}
+        else:
+            if held.table_version != lease.table_version:
+                return False
+            payloads, expires = held.payloads, min(held.expires, expires)
+            payloads.pop(effect.fingerprint, None)
+            if len(payloads) == VARIANTS:
+                del payloads[next(iter(payloads))]
+        payloads[effect.fingerprint] = effect.payload
+        self._put(effect.entry.row, _Value(lease.version, lease.table_version, payloads, expires), now)
         return True
 
     def _begin(self, effect: Begin, now: float) -> None:

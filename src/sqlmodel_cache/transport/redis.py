@@ -25,12 +25,12 @@ from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
 from .. import _keys
-from .._effects import Begin, End, Fenced, Fill, Granted, Hit, Lease, Lookup
+from .._effects import VARIANTS, Begin, End, Fenced, Fill, Granted, Hit, Lease, Lookup
 from .._plan import Effect
 from ..config import Duration, milliseconds
 from ..errors import ConfigurationError, TransportError
 
-FORMAT = b"V\x01"  # a value, and the version of its layout
+FORMAT = b"V\x02"  # a value, and the version of its layout
 
 
 class Command(NamedTuple):
@@ -65,8 +65,11 @@ def encode(effect: Effect[Any]) -> list[Command]:
         case Lease(entry, fingerprint, id, replace):
             return [Command(LEASE, entry, (id, fingerprint, int(replace)))]
         case Fill(entry, lease, fingerprint, payload, ttl_ms):
-            value = b"".join((FORMAT, fingerprint, lease.table_version, payload))
-            return [Command(FILL, (entry.row,), (lease.version, value, ttl_ms))]
+            return [
+                Command(
+                    FILL, (entry.row,), (lease.version, lease.table_version, fingerprint, payload, ttl_ms, VARIANTS)
+                )
+            ]
         case Begin(keys, id, fence_ttl_ms):
             slots = _by_slot((keys.rows, keys.tables))
             return [Command(BEGIN, rows + tables, (id, fence_ttl_ms)) for rows, tables in slots]
@@ -99,9 +102,15 @@ def _payload(value: bytes | None, table: bytes | None, fingerprint: bytes) -> by
     # that knows the server's clock decides.
     if value is None or table is None or len(table) != 17 or table[:1] != b"F":
         return None
-    if value[:2] != FORMAT or value[2:10] != fingerprint or value[10:26] != table[1:]:
+    if value[:2] != FORMAT or value[18:34] != table[1:]:
         return None
-    return value[26:]
+    at = 34
+    while at + 12 <= len(value):
+        end = at + 12 + int.from_bytes(value[at + 8 : at + 12])
+        if value[at : at + 8] == fingerprint:
+            return value[at + 12 : end] if end <= len(value) else None
+        at = end
+    return None
 
 
 def _by_slot(kinds: tuple[tuple[str, ...], tuple[str, ...]]) -> list[tuple[list[str], list[str]]]:

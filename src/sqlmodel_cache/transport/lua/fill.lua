@@ -1,10 +1,28 @@
--- Store a row under its lease.
+-- Store a payload of a row under its lease.
 --   KEYS[1] row
---   ARGV[1] lease, the row version that was granted   ARGV[2] value   ARGV[3] ttl in ms
--- Replies: 1 stored   0 refused: no fence, another version, or a commit in flight
+--   ARGV[1] lease: the row's version   ARGV[2] and its table's   ARGV[3] fingerprint   ARGV[4] payload   ARGV[5] ttl in ms
+--   ARGV[6] how many payloads a row may have
+-- Replies: 1 stored   0 refused: neither a fence nor a value of these versions, or a commit in flight
 -- Atomic because one script runs at a time: no fence can come between the check and the SET.
 
-local version, pending = fence(read(KEYS[1]))
-if version ~= ARGV[1] or pending ~= '' then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+local raw = read(KEYS[1])
+local ttl = tonumber(ARGV[5])
+local version, pending = fence(raw)
+local kept = ''
+if version then
+  if version ~= ARGV[1] or pending ~= '' then return 0 end
+else
+  local under, payloads
+  version, under, payloads = value(raw)
+  if version ~= ARGV[1] or under ~= ARGV[2] then return 0 end
+  local room = tonumber(ARGV[6]) - 1
+  for _, each in ipairs(payloads) do
+    if room > 0 and each.fingerprint ~= ARGV[3] then
+      kept, room = kept .. each.stored, room - 1
+    end
+  end
+  ttl = math.min(ttl, redis.call('PTTL', KEYS[1]))
+end
+local mine = ARGV[3] .. struct.pack('>I4', #ARGV[4]) .. ARGV[4]
+redis.call('SET', KEYS[1], 'V\2' .. ARGV[1] .. ARGV[2] .. mine .. kept, 'PX', math.max(1, ttl))
 return 1

@@ -1,6 +1,6 @@
 -- Permission to fill a row, or its value.
 --   KEYS[1] row   KEYS[2] table shard, in the same slot
---   ARGV[1] id, 16 random bytes   ARGV[2] fingerprint, 8 bytes   ARGV[3] '1' to distrust a value that is there
+--   ARGV[1] id, 16 random bytes   ARGV[2] fingerprint, 8 bytes   ARGV[3] '1' to distrust a payload that is there
 -- Replies: {'hit', payload}   {'granted', row version, table version}   {'fenced'}
 -- Atomic because one script runs at a time: nobody fences between the look at both keys and the grant.
 
@@ -16,8 +16,12 @@ end
 if pending ~= '' then return {'fenced'} end
 
 local raw = read(KEYS[1])
-if raw and ARGV[3] ~= '1' and raw:sub(1, 10) == 'V\1' .. ARGV[2] and raw:sub(11, 26) == version then
-  return {'hit', raw:sub(27)}
+local filled, under, payloads = value(raw)
+if filled and under == version then
+  for _, each in ipairs(payloads) do
+    if each.fingerprint == ARGV[2] and ARGV[3] ~= '1' then return {'hit', each.payload} end
+  end
+  return {'granted', filled, version}
 end
 local lease, waiting = fence(raw)
 if not lease then

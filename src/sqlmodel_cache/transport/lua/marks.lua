@@ -1,7 +1,7 @@
--- Prepended to every script: the one layout of a fence, and the one clock.
+-- Prepended to every script: the one layout of fences and values, and the one clock.
 --
 --   fence   "F" version(16) { token(16) deadline(8: big-endian double, ms since the epoch) } ...
---   value   "V" format(1) fingerprint(8) table_version(16) payload
+--   value   "V" format(1) version(16) table_version(16) { fingerprint(8) length(4: big-endian) payload } ...
 --
 -- Anything else, of any Redis type, reads as absent.
 
@@ -41,6 +41,21 @@ local function fence(raw, except)
     end
   end
   return raw:sub(2, 17), live, dropped
+end
+
+-- Returns version, table version, and the payloads, the latest first; nil when raw is not a value.
+local function value(raw)
+  if not raw or raw:sub(1, 2) ~= 'V\2' or #raw < 34 then return nil end
+  local payloads, at = {}, 35
+  while at + 11 <= #raw do
+    local past = at + 12 + struct.unpack('>I4', raw, at + 8)
+    if past > #raw + 1 then break end
+    payloads[#payloads + 1] = {
+      fingerprint = raw:sub(at, at + 7), payload = raw:sub(at + 12, past - 1), stored = raw:sub(at, past - 1),
+    }
+    at = past
+  end
+  return raw:sub(3, 18), raw:sub(19, 34), payloads
 end
 
 local function put(key, version, pending, px)

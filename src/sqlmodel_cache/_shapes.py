@@ -1,0 +1,373 @@
+"""What a get of a mapped class may find, and which attributes a SELECT would set on it.
+
+A get of a base class finds subclasses, each with other attributes: a shape is one class, found by a get of another.
+What the cache cannot reproduce exactly is refused here, once, with the reason: a class as a whole, or a shape, whose
+rows are then not stored. Every fill compares its instance with the shape, so a wrong expectation costs a miss.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sqlalchemy import Column as TableColumn
+from sqlalchemy import Dialect, Table
+from sqlalchemy import types as sqltypes
+from sqlalchemy.orm import ColumnProperty, Mapper
+from sqlalchemy.sql import operators, visitors
+from sqlalchemy.sql.elements import BinaryExpression
+from sqlalchemy.types import TypeEngine
+
+from . import _keys, _sqlalchemy
+from ._codec import Codec, Column, plain_type
+from .config import CacheConfig, config_of
+from .errors import CodecError
+
+_EAGER = {"joined", "selectin", "subquery", "immediate", "noload", False}
+
+
+class Refused(Exception):
+    """Why a mapped class, or what a get of it finds, is not cached."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedTable:
+    """A table whose rows are cached, and how its primary keys become text.
+
+    The rows of joined inheritance span several tables; in keys they have the name of the first, `family`.
+    """
+
+    schema: str | None
+    name: str
+    family: str
+    pk_columns: tuple[str, ...]  # empty when they are not known: then any write is the whole table's
+    pk_types: tuple[type, ...]
+    absences: bool = False  # an INSERT changes what is cached: "no such row", or the rest of a row
+
+    def pk_text(self, parts: Sequence[object]) -> str | None:
+        """Return the text of a primary key, or None unless its values have exactly the columns' types."""
+        if len(parts) != len(self.pk_types):
+            return None
+        for part, wanted in zip(parts, self.pk_types, strict=True):
+            if type(part) is not wanted and not (wanted is uuid.UUID and isinstance(part, wanted)):
+                return None  # drivers have UUID classes of their own
+            if isinstance(part, int) and not -(2**63) <= part < 2**63:
+                return None  # beyond any integer column
+        return _keys.pk_text(parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """A class as a get finds it: the attributes that are loaded, and those that are left for a later SELECT."""
+
+    mapper: Mapper[Any]
+    path: Any  # where the get began, for later loads
+    columns: tuple[Column, ...]
+    attributes: tuple[str, ...]  # in the order in which a SELECT sets them
+    expired: frozenset[str]
+    others: frozenset[str]  # attributes of columns that a SELECT leaves alone, and nothing says so: deferred ones
+
+    def fits(self, loaded: Mapping[str, Any], expired: set[str]) -> bool:
+        """Return whether an instance that a SELECT has made has just these attributes."""
+        left = not any(key in loaded for key in self.others | self.expired)
+        return left and expired == self.expired and all(key in loaded for key in self.attributes)
+
+
+class Found(NamedTuple):
+    """A decoded row: what to make of it, and its attributes."""
+
+    shape: Shape
+    values: dict[str, Any]
+
+
+class Rows:
+    """Encodes and decodes what a get of a class finds, as one dialect loads it.
+
+    Attributes:
+        fingerprint: 8 bytes that differ when anything does that the meaning of a payload depends on.
+    """
+
+    def __init__(self, class_: type, shapes: Sequence[Shape], dialect: Dialect, *, polymorphic: bool) -> None:
+        self._only: tuple[Shape, Codec] | None = None
+        self._by_class: dict[type, tuple[bytes, Shape, Codec]] = {}
+        self._by_tag: dict[bytes, tuple[Shape, Codec]] = {}
+        for shape in shapes:
+            codec = Codec(shape.columns, dialect, shape.attributes)
+            tag = _digest(_name(shape.mapper.class_), codec.fingerprint) if polymorphic else b""
+            self._by_class[shape.mapper.class_] = tag, shape, codec
+            self._by_tag[tag] = shape, codec
+        if polymorphic:  # a get of a subclass finds other rows than one of its base, though the columns may be the same
+            self.fingerprint = _digest(_name(class_), *sorted(self._by_tag))
+        else:
+            self._only = self._by_tag[b""]
+            self.fingerprint = self._only[1].fingerprint
+
+    def decode(self, payload: bytes) -> Found:
+        """Return the row.
+
+        Raises:
+            CodecError: the bytes are not a row that this get may find.
+        """
+        if self._only is not None:
+            shape, codec = self._only
+            return Found(shape, codec.decode(payload))
+        known = self._by_tag.get(payload[:8])
+        if known is None:
+            raise CodecError("a row of an unknown class")
+        return Found(known[0], known[1].decode(payload[8:]))
+
+    def encode(self, class_: type, attributes: dict[str, Any], expired: set[str]) -> bytes:
+        """Return the payload of an instance that a SELECT has made.
+
+        Raises:
+            CodecError: it would not come back as it is; the message says why.
+        """
+        known = self._by_class.get(class_)
+        if known is None:
+            raise CodecError(f"{class_.__qualname__} is not cached as a result of this get")
+        tag, shape, codec = known
+        if not shape.fits(attributes, expired):
+            raise CodecError("its loaded attributes are not those that its mapping says")
+        return tag + codec.encode(attributes)
+
+
+def _name(class_: type) -> bytes:
+    return f"{class_.__module__}.{class_.__qualname__}".encode()
+
+
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"\0".join(parts), digest_size=8).digest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entity:
+    """A cached class.
+
+    Attributes:
+        shapes: what a get of it may find and the cache can hold.
+        refused: why it cannot hold the other classes that a get may find.
+    """
+
+    mapper: Mapper[Any]
+    identity_class: type
+    table: CachedTable
+    pk_attributes: tuple[str, ...]
+    ttl_ms: int | None
+    missing_ttl_ms: int | None
+    polymorphic: bool
+    shapes: tuple[Shape, ...]
+    refused: dict[type, str]
+    _rows: dict[tuple[str, str], Rows] = field(default_factory=dict)  # by database and driver
+
+    @property
+    def class_(self) -> type:
+        """The class that is asked for."""
+        return self.mapper.class_
+
+    @property
+    def mappers(self) -> tuple[Mapper[Any], ...]:
+        """The classes that a get may find and the cache can hold."""
+        return tuple(shape.mapper for shape in self.shapes)
+
+    def rows(self, dialect: Dialect) -> Rows:
+        """Return what encodes and decodes rows that a dialect loads."""
+        kind = dialect.name, dialect.driver
+        rows = self._rows.get(kind)
+        if rows is None:
+            rows = self._rows[kind] = Rows(self.class_, self.shapes, dialect, polymorphic=self.polymorphic)
+        return rows
+
+    def identity_key(self, ident: object) -> _sqlalchemy.IdentityKey | None:
+        """Return the identity key that a `get()` argument names, or None if it is not a primary key."""
+        if isinstance(ident, tuple | list):
+            pk = tuple(ident)
+        elif isinstance(ident, dict):
+            if ident.keys() != set(self.pk_attributes):
+                return None
+            pk = tuple(ident[name] for name in self.pk_attributes)
+        else:
+            pk = (ident,)
+        return None if self.table.pk_text(pk) is None else (self.identity_class, pk, None)
+
+
+def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
+    """Return how a class is cached.
+
+    Raises:
+        Refused: the cache could not reproduce what a SELECT loads.
+    """
+    table = cached_table(mapper, config)
+    if mapper.always_refresh:
+        raise Refused("its mapper has always_refresh")
+    if mapper.with_polymorphic and mapper.with_polymorphic[1] is not None:
+        raise Refused("it is loaded from a selectable of its own (with_polymorphic)")
+    # A concrete class without a union is asked for, and found, in its own table.
+    polymorphic = mapper.polymorphic_on is not None and not mapper.concrete
+    if polymorphic and not _is_column(mapper.polymorphic_on, mapper):
+        raise Refused("its subclasses are told apart by an SQL expression (polymorphic_on)")
+    shapes: list[Shape] = []
+    refused: dict[type, str] = {}
+    for found in _family(mapper) if polymorphic else [mapper]:
+        try:
+            shapes.append(_shape(mapper, found))
+        except Refused as why:
+            if not polymorphic:
+                raise
+            refused[found.class_] = str(why)
+    if not shapes:
+        raise Refused("; ".join(f"{class_.__qualname__}: {why}" for class_, why in refused.items()))
+    return Entity(
+        mapper=mapper,
+        identity_class=_sqlalchemy.identity_class(mapper),
+        table=table,
+        polymorphic=polymorphic,
+        pk_attributes=tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key),
+        ttl_ms=config.ttl_ms,
+        missing_ttl_ms=config.missing_ttl_ms,
+        shapes=tuple(shapes),
+        refused=refused,
+    )
+
+
+def _shape(asked: Mapper[Any], found: Mapper[Any]) -> Shape:
+    """Return what a get of a class sets on an instance of that class or of a subclass."""
+    config = config_of(found.class_)
+    if config is None or not config.enabled:
+        raise Refused("its CacheConfig is not enabled")
+    for relationship in found.relationships:
+        if relationship.lazy in _EAGER:
+            raise Refused(f"relationship {relationship.key!r} is set by the load itself (lazy={relationship.lazy!r})")
+    if any(mapper.polymorphic_load == "selectin" for mapper in _between(asked, found)):
+        raise Refused('its attributes are loaded by a second SELECT (polymorphic_load="selectin")')
+    selected = {
+        column
+        for mapper in _sqlalchemy.selected_with(asked)
+        for prop in mapper.column_attrs
+        if not prop.deferred
+        for column in prop.columns
+    }
+    wanted = [prop for prop in found.column_attrs if not prop.deferred]
+    loaded = {prop.key: prop for prop in wanted if any(column in selected for column in prop.columns)}
+    for column in found.primary_key:
+        if found.get_property_by_column(column).key not in loaded:
+            raise Refused(f"primary key column {column.name!r} is deferred")
+    return Shape(
+        mapper=found,
+        path=_sqlalchemy.path_of(asked),
+        columns=tuple(Column(key, *_column(prop, found)) for key, prop in loaded.items()),
+        attributes=tuple(key for key in _sqlalchemy.load_order(found) if key in loaded),
+        expired=frozenset(prop.key for prop in wanted if prop.key not in loaded),
+        others=frozenset(prop.key for prop in found.column_attrs if prop.deferred),
+    )
+
+
+def _column(prop: ColumnProperty[Any], mapper: Mapper[Any]) -> tuple[str, TypeEngine[Any]]:
+    if not all(_is_column(column, mapper) for column in prop.columns):
+        raise Refused(f"attribute {prop.key!r} is an SQL expression, not a column of the table")
+    if isinstance(prop.columns[0].type, sqltypes.PickleType):
+        raise Refused(f"attribute {prop.key!r} is pickled")
+    return prop.columns[0].name, prop.columns[0].type
+
+
+def cached_table(mapper: Mapper[Any], config: CacheConfig) -> CachedTable:
+    """Return the table that names the rows of a class in keys: that of its base, unless its inheritance is concrete.
+
+    Raises:
+        Refused: there is none, or its primary keys have no unique text.
+    """
+    base = _base(mapper)
+    table = base.local_table
+    if not isinstance(table, Table) or not all(isinstance(each, Table) for each in mapper.tables):
+        raise Refused("it is not mapped to a table")
+    if any(each.schema != table.schema for each in mapper.tables):
+        raise Refused("its tables are in several schemas")
+    if mapper.primary_key != base.primary_key:
+        raise Refused("its primary key is not that of its base class")
+    return CachedTable(
+        table.schema,
+        table.name,
+        table.name,
+        tuple(column.name for column in base.primary_key),
+        tuple(_pk_type(column.name, column.type) for column in base.primary_key),
+        config.missing_ttl is not None,
+    )
+
+
+def tables_of(mapper: Mapper[Any], config: CacheConfig) -> list[tuple[Table, CachedTable]]:
+    """Return every table that a get of the class may read, with the rows of the cache that it is part of.
+
+    Raises:
+        Refused: as `cached_table`.
+    """
+    first = cached_table(mapper, config)
+    base = _base(mapper)
+    found: dict[Table, CachedTable] = {}
+    for member in _family(mapper):
+        for table in member.tables:
+            if not isinstance(table, Table):
+                continue
+            if table is base.local_table:
+                found[table] = first
+            elif table not in found:
+                # An outer join may have cached the row without this part of it: then an INSERT changes the row.
+                pk = _pk_in(table, member, base)
+                found[table] = CachedTable(table.schema, table.name, first.family, pk, first.pk_types, absences=True)
+    return list(found.items())
+
+
+def _family(mapper: Mapper[Any]) -> list[Mapper[Any]]:
+    """Return the mapper and those that inherit from it, but for concrete ones: those have tables of their own."""
+    return [member for member in mapper.self_and_descendants if _base(member) is _base(mapper)]
+
+
+def _base(mapper: Mapper[Any]) -> Mapper[Any]:
+    while mapper.inherits is not None and not mapper.concrete:
+        mapper = mapper.inherits
+    return mapper
+
+
+def _between(base: Mapper[Any], mapper: Mapper[Any] | None) -> Iterator[Mapper[Any]]:
+    """Yield a mapper and those that it inherits from, up to but not including `base`."""
+    while mapper is not None and mapper is not base:
+        yield mapper
+        mapper = mapper.inherits
+
+
+def _is_column(column: object, mapper: Mapper[Any]) -> bool:
+    return isinstance(column, TableColumn) and column.table in mapper.tables
+
+
+def _pk_in(table: Table, mapper: Mapper[Any], base: Mapper[Any]) -> tuple[str, ...]:
+    """Return the names of a table's columns that hold the primary key of a base class, or () if some do not."""
+    pairs = [
+        (comparison.left, comparison.right)
+        for level in _between(base, mapper)
+        if level.inherit_condition is not None
+        for comparison in visitors.iterate(level.inherit_condition)
+        if isinstance(comparison, BinaryExpression) and comparison.operator is operators.eq
+    ]
+    names = []
+    for column in base.primary_key:
+        same: set[Any] = {column}
+        for left, right in reversed(pairs):  # from the base down: each level is joined to one above it
+            if left in same or right in same:
+                same |= {left, right}
+        names += [each.name for each in same if getattr(each, "table", None) is table][:1]
+    return tuple(names) if len(names) == len(base.primary_key) else ()
+
+
+def _pk_type(name: str, type_: TypeEngine[Any]) -> type:
+    plain = plain_type(type_)
+    if isinstance(plain, sqltypes.Integer):
+        return int
+    if isinstance(plain, sqltypes.String) and not isinstance(plain, sqltypes.Enum) and plain.collation is None:
+        return str
+    if isinstance(plain, sqltypes.Uuid) and plain.as_uuid:
+        return uuid.UUID
+    if isinstance(plain, sqltypes.Date):
+        return datetime.date
+    raise Refused(f"primary key column {name!r} has type {type_!r}, whose values have no unique text")
