@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="compat", description="Upstream's own suites, with every class cached.")
     parser.add_argument("--suite", action="append", choices=[suite.name for suite in SUITES], help="all, if not given")
     parser.add_argument("--mode", action="append", choices=("memory", "redis", "warm"), help="all, if not given")
+    parser.add_argument("--only", action="append", metavar="PATH", help="tests of that suite, instead of all of them")
     parser.add_argument("--processes", type=int, default=2, help="of pytest-xdist")
     parser.add_argument("--judge", action="store_true", help="only judge the reports that exist: run nothing")
     options = parser.parse_args()
     suites = [suite for suite in SUITES if not options.suite or suite.name in options.suite]
+    if options.only:
+        suites = [dataclasses.replace(suite, tests=tuple(options.only)) for suite in suites]
     verdicts = []
     with contextlib.ExitStack() as stack:
         urls: dict[str, str] = {}
@@ -62,13 +66,23 @@ def _server(name: str) -> Iterator[str]:
 
 
 def _prepared(url: str) -> str:
-    """Make the schemas that SQLAlchemy's suite wants, and return the URL with its driver."""
+    """Make what SQLAlchemy's suite wants to find, and return the URL with its driver."""
     import psycopg
     from sqlalchemy import make_url
 
     with psycopg.connect(url, autocommit=True) as connection:
         for schema in ("test_schema", "test_schema_2"):
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        for number, extension in enumerate(("hstore", "citext")):
+            try:
+                connection.execute(f"CREATE EXTENSION IF NOT EXISTS {extension}")
+            except psycopg.errors.FeatureNotSupported:
+                # A server from a wheel has no such extension, and none of these tests uses it. But the suite creates
+                # it unless it exists: so let there be one of that name, with nothing in it.
+                connection.execute(
+                    "INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion) "
+                    f"VALUES ({16000 + number}, '{extension}', 10, 2200, false, '0')"
+                )
     return make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 

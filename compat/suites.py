@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from compat.outcomes import FILE
 from compat.plugin import TRANSPORT, WARM
@@ -38,8 +38,13 @@ class Suite:
         """The SQLAlchemy line under test, as in "2.1"."""
         return ".".join(version("sqlalchemy").split(".")[:2])
 
+    def covers(self, test: str) -> bool:
+        """Return whether a test is among the suite's."""
+        path = PurePosixPath(test.partition("::")[0])
+        return any(path.is_relative_to(each.partition("::")[0]) for each in self.tests)
 
-SQLALCHEMY = ("--maxfail=99999", "--tb=short", "-p", "no:warnings")
+
+SQLALCHEMY = ("--maxfail=99999", "--tb=short")
 SUITES = (
     Suite(
         "sqlmodel",

@@ -98,7 +98,8 @@ def judge(suite: Suite, mode: str, without: Report, with_: Report) -> Verdict:
         for name in sorted(reason.tests):
             cases = [test for test in new if test == name or test.startswith(f"{name}[")]
             explained.update(dict.fromkeys(cases, reason.why))
-            if not cases and name not in without.failed:
+            ran = suite.covers(name)
+            if ran and not cases and name not in without.failed:
                 needless.append(name)
     return Verdict(
         suite,
