@@ -95,7 +95,7 @@ def run(suite: Suite, mode: str, source: Path, report: Path, processes: int, url
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     environment["PYTHONPATH"] = os.pathsep.join([str(source), str(ROOT)])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(processes)]
-    command += ["-p", "compat.outcomes"]
+    command += ["-p", "compat.outcomes", "--rootdir", str(source)]
     if mode != WITHOUT:
         command += ["-p", "compat.plugin"]
         environment[TRANSPORT] = urls["redis"] if mode == "redis" else "memory"
