@@ -39,6 +39,11 @@ STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "AUTOCOMMIT"})  # each SELECT
 # Options of one call that do not change what is loaded. Any other sends the call to the database.
 _HARMLESS = frozenset({"cache", "cache_ttl", "schema_translate_map"})
 
+# What `Session.get` takes; it says in its own words what it does not.
+_ARGUMENTS = frozenset(
+    {"options", "populate_existing", "with_for_update", "identity_token", "execution_options", "bind_arguments"}
+)
+
 ALWAYS = math.inf  # a snapshot that begins with the SELECT
 NEVER = -math.inf  # a snapshot of unknown age, or none
 
@@ -154,6 +159,8 @@ class Reader:
         if self._driver.debts and entry in self._driver.debts:
             return None
         _sqlalchemy.autobegin(session)
+        if isinstance(bind, Connection):  # the session's rollback() is this connection's, as after a SELECT
+            session.connection(bind_arguments={"mapper": entity.mapper})
         return Request(session, entity, key, ref, pk, entry, entity.rows(bind.dialect), ttl_ms, *view)
 
     def _view(
@@ -171,7 +178,7 @@ class Reader:
         snapshot, trusted = NEVER if level == "READ UNCOMMITTED" else ALWAYS, False
         for connection in _connections(session, bind):
             known = known_transaction_of(connection)
-            if known is not None and known.covers(ref, pk):
+            if known is not None and (known.failed or known.covers(ref, pk)):
                 return None  # I6
             if not connection.in_transaction():
                 continue
@@ -272,7 +279,9 @@ def _is_plain(
     for name in ("options", "populate_existing", "identity_token", "bind_arguments"):
         if options.get(name):
             return False
-    if options.get("with_for_update") not in (None, False) or not call.keys() <= _HARMLESS:
+    if not (options.keys() <= _ARGUMENTS and call.keys() <= _HARMLESS):
+        return False
+    if options.get("with_for_update") not in (None, False):
         return False
     if session_options.get("populate_existing") or session_options.get("identity_token"):
         return False

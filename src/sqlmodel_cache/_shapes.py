@@ -243,13 +243,10 @@ def _shape(asked: Mapper[Any], found: Mapper[Any]) -> Shape:
             raise Refused(f"relationship {relationship.key!r} is set by the load itself (lazy={relationship.lazy!r})")
     if any(mapper.polymorphic_load == "selectin" for mapper in _between(asked, found)):
         raise Refused('its attributes are loaded by a second SELECT (polymorphic_load="selectin")')
-    selected = {
-        column
-        for mapper in _sqlalchemy.selected_with(asked)
-        for prop in mapper.column_attrs
-        if not prop.deferred
-        for column in prop.columns
+    asked_for = {
+        prop for mapper in _sqlalchemy.selected_with(asked) for prop in mapper.column_attrs if not prop.deferred
     }
+    selected = {column for prop in asked_for for column in prop.columns}
     wanted = [prop for prop in found.column_attrs if not prop.deferred]
     loaded = {prop.key: prop for prop in wanted if any(column in selected for column in prop.columns)}
     for column in found.primary_key:
@@ -259,7 +256,13 @@ def _shape(asked: Mapper[Any], found: Mapper[Any]) -> Shape:
         mapper=found,
         path=_sqlalchemy.path_of(asked),
         columns=tuple(Column(key, *_column(prop, found)) for key, prop in loaded.items()),
-        attributes=tuple(key for key in _sqlalchemy.load_order(found) if key in loaded),
+        # Attributes that the SELECT did not ask for by name (a joined class's own primary key) are found last.
+        attributes=tuple(
+            sorted(
+                (key for key in _sqlalchemy.load_order(found) if key in loaded),
+                key=lambda key: loaded[key] not in asked_for,
+            )
+        ),
         expired=frozenset(prop.key for prop in wanted if prop.key not in loaded),
         others=frozenset(prop.key for prop in found.column_attrs if prop.deferred),
     )

@@ -43,7 +43,10 @@ async def in_new_greenlet(function: Callable[..., T], *args: Any, **kwargs: Any)
 def mappers() -> Iterator[Mapper[Any]]:
     """Return every mapper that exists now."""
     for registry in _all_registries():
-        yield from registry.mappers
+        for reference in registry._managers.keyrefs():  # a copy: another thread may be mapping
+            manager = reference()
+            if manager is not None and manager.is_mapped:  # AbstractConcreteBase, DeferredReflection: mapped later
+                yield manager.mapper
 
 
 def identity_class(mapper: Mapper[Any]) -> type:

@@ -100,6 +100,7 @@ class Transaction:
     began: float | None = None  # seconds of time.monotonic(), not later than its snapshot; None when nobody saw it
     isolated: bool = False  # a statement has set an isolation level, or the snapshot, by hand
     isolated_for_good: bool = False  # so it has, for all later transactions of the connection
+    failed: bool = False  # a statement has failed: some databases refuse all others until the ROLLBACK
     temporary: bool = False  # the connection has made a temporary table, which may hide one that is cached
     returning: Unnamed | None = None  # writes whose rows a statement will name when it has run
     fence: Any = None  # the fence of a statement that commits by itself, while it runs
@@ -132,6 +133,7 @@ class Transaction:
         self.sessions.clear()
         self.began = None
         self.isolated = self.isolated_for_good
+        self.failed = False
         self.returning = None
         self.fence = None
         self.autocommit = False

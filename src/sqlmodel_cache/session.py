@@ -156,7 +156,11 @@ class Hooks:
 
     def _handle_error(self, context: Any) -> None:
         connection = context.connection
-        state = None if connection is None else known_transaction_of(connection)
+        if connection is None or connection.closed or connection.invalidated:
+            return
+        if context.statement is not None and connection.in_transaction():
+            transaction_of(connection).failed = True
+        state = known_transaction_of(connection)
         if state is not None and (state.fence or state.autocommit):
             error = context.sqlalchemy_exception or context.original_exception
             self._cache.writer.end_fence(state, outcome_of(error) if isinstance(error, Exception) else Outcome.UNKNOWN)

@@ -73,7 +73,7 @@ def get_again(world: World, session: Session, obj: Any, case: Case) -> None:
 
 @aftermath
 def commit(world: World, session: Session, obj: Any, case: Case) -> None:
-    """commit() expires it; the next access loads it."""
+    """A commit expires it; the next access loads it."""
     session.commit()
     world.look("committed", obj)
     world.see("content", content(session))
@@ -83,7 +83,7 @@ def commit(world: World, session: Session, obj: Any, case: Case) -> None:
 
 @aftermath
 def rollback(world: World, session: Session, obj: Any, case: Case) -> None:
-    """rollback() expires it."""
+    """A rollback expires it."""
     change(obj, case)
     world.look("changed", obj)
     session.rollback()
@@ -93,12 +93,12 @@ def rollback(world: World, session: Session, obj: Any, case: Case) -> None:
 
 @aftermath
 def expire(world: World, session: Session, obj: Any, case: Case) -> None:
-    """expire() of all of it, of one attribute, and a get of an expired object."""
+    """Expiry of all of it, of one attribute, and a get of an expired object."""
     session.expire(obj)
     world.look("expired", obj)
     world.see("same", session.get(case.model, case.ident) is obj)
     world.look("got", obj)
-    for attribute in inspect(obj).mapper.column_attrs.keys():
+    for attribute in inspect(obj).mapper.column_attrs.keys():  # noqa: SIM118
         session.expire(obj, [attribute])
         world.look(f"without {attribute}", obj)
     touch(world, obj)
@@ -107,7 +107,7 @@ def expire(world: World, session: Session, obj: Any, case: Case) -> None:
 
 @aftermath
 def refresh(world: World, session: Session, obj: Any, case: Case) -> None:
-    """refresh() of all of it, of one attribute, with a lock."""
+    """A refresh of all of it, of one attribute, with a lock."""
     session.refresh(obj)
     world.look("refreshed", obj)
     names = inspect(obj).mapper.column_attrs.keys()
@@ -148,7 +148,7 @@ def flush_then_rollback(world: World, session: Session, obj: Any, case: Case) ->
 @aftermath
 def no_change(world: World, session: Session, obj: Any, case: Case) -> None:
     """Attributes that are set to the value that they have make the object modified, but are not flushed."""
-    for attribute in inspect(obj).mapper.column_attrs.keys():
+    for attribute in inspect(obj).mapper.column_attrs.keys():  # noqa: SIM118
         if attribute in vars(obj):
             world.attempt(attribute, lambda name=attribute: setattr(obj, name, getattr(obj, name)))
     world.look("set", obj)
@@ -207,7 +207,7 @@ def expunge(world: World, session: Session, obj: Any, case: Case) -> None:
     session.expunge_all()
     world.see("merged", session.merge(obj) is obj)
     world.see("content", content(session))
-    world.see("dirty", [typed for typed in session.dirty])
+    world.see("dirty", list(session.dirty))
 
 
 @aftermath
@@ -294,7 +294,7 @@ def elsewhere(world: World, session: Session, obj: Any, case: Case) -> None:
     world.look("got anew", session.get(case.model, case.ident))
     session.expunge_all()
     session.add(obj)
-    names = [a for a in inspect(obj).mapper.column_attrs.keys() if case.change and a == case.change[0]]
+    names = [a for a in inspect(obj).mapper.column_attrs.keys() if case.change and a == case.change[0]]  # noqa: SIM118
     for name in names:
         attributes.flag_modified(obj, name) if name in vars(obj) else None
     world.attempt("flush", session.flush)
@@ -313,9 +313,12 @@ def bulk_update(world: World, session: Session, obj: Any, case: Case) -> None:
     for how in ("evaluate", "fetch", "auto", False):
         world.attempt(
             f"update {how}",
-            lambda how=how: session.execute(
-                update(case.model).values({name: copy.deepcopy(value)}), execution_options={"synchronize_session": how}
-            ).rowcount,
+            lambda how=how: (
+                session.execute(
+                    update(case.model).values({name: copy.deepcopy(value)}),
+                    execution_options={"synchronize_session": how},
+                ).rowcount
+            ),
         )
         world.look(f"update {how}", obj)
         session.rollback()
@@ -330,7 +333,9 @@ def bulk_update(world: World, session: Session, obj: Any, case: Case) -> None:
 def select_onto(world: World, session: Session, obj: Any, case: Case) -> None:
     """SELECTs with options find the object that a get has loaded."""
     for attribute in inspect(case.model).mapper.column_attrs:
-        world.see("undefer", session.scalars(select(case.model).options(undefer(attribute.class_attribute))).first() is obj)
+        world.see(
+            "undefer", session.scalars(select(case.model).options(undefer(attribute.class_attribute))).first() is obj
+        )
         world.look("undefer", obj)
     columns = inspect(case.model).mapper.column_attrs.values()
     session.scalars(select(case.model).options(load_only(columns[0].class_attribute))).first()

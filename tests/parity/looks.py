@@ -90,7 +90,7 @@ def copies(instance: Any) -> dict[str, Any]:
     seen: dict[str, Any] = {
         "copy": outcome(lambda: _bare(copy.copy(instance))),
         "deepcopy": outcome(lambda: _bare(copy.deepcopy(instance))),
-        "equal to itself": outcome(lambda: instance == instance),  # noqa: PLR0124
+        "equal to itself": outcome(lambda: instance == instance),
         "equal to a copy": outcome(lambda: instance == copy.copy(instance)),
         "hash": outcome(lambda: hash(instance) is None) if cls.__hash__ is not object.__hash__ else None,
         "state pickled": outcome(lambda: _without(inspect(instance).__getstate__())),

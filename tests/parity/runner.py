@@ -265,7 +265,7 @@ def compare(databases: Databases, *scenarios: Scenario, raises: bool = False, **
 
 
 def agree(truth: list[Any], cached: list[Any], raises: bool = False) -> list[Any]:
-    """Return the journal if both are the same, else say where they part. A scenario may not raise unless it `raises`."""
+    """Return the journal if both are the same, else say where they part. A scenario raises only if it `raises`."""
     truth, cached = _in_order(truth), _in_order(cached)
     for at, (ours, theirs) in enumerate(zip(truth, cached, strict=False)):
         if ours != theirs:
@@ -298,4 +298,3 @@ def _difference(ours: Any, theirs: Any, where: str = "") -> str:
 
 def _tail(journal: list[Any]) -> str:
     return " / ".join(repr(entry)[:90] for entry in journal[-2:])
-

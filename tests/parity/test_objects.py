@@ -35,7 +35,9 @@ def _scenario(
             then(world, held, obj, case)
         world.see("called", CALLS)
 
-    scenario.__name__ = f"{case} {name} {'events' * events} {session.__name__ * (session is not Session)} {options or ''}"
+    scenario.__name__ = (
+        f"{case} {name} {'events' * events} {session.__name__ * (session is not Session)} {options or ''}"
+    )
     return scenario
 
 

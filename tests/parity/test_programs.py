@@ -109,7 +109,7 @@ class Program:
 
     def read(self, session: Session, model: Any, pk: int, value: int) -> Any:
         found = self.held(session, model, pk)
-        return [outcome(lambda key=key: getattr(found, key)) for key in inspect(model).mapper.attrs.keys()]
+        return [outcome(lambda key=key: getattr(found, key)) for key in inspect(model).mapper.attrs.keys()]  # noqa: SIM118
 
     def add(self, session: Session, model: Any, pk: int, value: int) -> None:
         session.add(model(id=pk, name=f"a{value}"))

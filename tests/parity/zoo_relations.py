@@ -181,17 +181,17 @@ def _people() -> list[Any]:
 
 CASES = [
     Case(RParent, 1, _people, ("name", "q")),
-    Case(RChild, 1, lambda: [], ("parent_id", None)),
-    Case(RToy, 1, lambda: [], ("name", "q")),
+    Case(RChild, 1, list, ("parent_id", None)),
+    Case(RToy, 1, list, ("name", "q")),
     Case(RNode, 1, lambda: [RNode(id=1, name="p", children=[RNode(id=2, name="c")])], ("name", "q")),
-    Case(RTagger, 1, lambda: [RTagger(id=1, name="p", tags=[RTag(id=1, name="t"), RTag(id=2, name="u")])], ("name", "q")),
+    Case(
+        RTagger, 1, lambda: [RTagger(id=1, name="p", tags=[RTag(id=1, name="t"), RTag(id=2, name="u")])], ("name", "q")
+    ),
     Case(RDynamic, 1, lambda: [RDynamic(id=1, name="p", children=[RDynamicChild(id=1)])], ("name", "q")),
     Case(RWriteOnly, 1, lambda: [RWriteOnly(id=1, name="p", children=[RWriteOnlyChild(id=1)])], ("name", "q")),
     *(
         Case(_BUILT[name][0], 1, lambda built=built: _family(*built), ("name", "q"), STRATEGIES[name][1])
         for name, built in _BUILT.items()
     ),
-    *(
-        Case(_BUILT[name][1], 1, lambda: [], ("name", "q"), STRATEGIES[name][1]) for name, built in _BUILT.items()
-    ),
+    *(Case(_BUILT[name][1], 1, list, ("name", "q"), STRATEGIES[name][1]) for name, built in _BUILT.items()),
 ]

@@ -9,8 +9,8 @@ import pytest
 from conftest import Log, Store
 from sqlalchemy import Engine, ForeignKey, Integer, case, delete, insert, inspect, text, update
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.ext.declarative import ConcreteBase
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.ext.declarative import AbstractConcreteBase, ConcreteBase
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, mapped_column, relationship
 
 from sqlmodel_cache import CacheConfig, SQLModelCache
 
@@ -397,3 +397,32 @@ def test_load_events_of_the_found_class_see_the_row_first(engine: Engine, cache:
     after = _get(engine, Person, 3)
     assert after is not None
     assert after["loaded"]["name"] == "l"
+
+
+@IN_MEMORY
+def test_class_that_is_mapped_later_disturbs_nobody(engine: Engine, cache: Store) -> None:
+    """A base whose mapping waits for its subclasses is no obstacle to configure(), to a write, or to a get."""
+
+    class Later(DeclarativeBase):
+        pass
+
+    class Root(AbstractConcreteBase, Later):
+        pass
+
+    class Leaf(Root):
+        __tablename__ = "i_leaf"
+        __cache_config__ = CacheConfig()
+        __mapper_args__ = {"concrete": True, "polymorphic_identity": "leaf"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    SQLModelCache.configure(cache.transport)
+    configure_mappers()
+    Later.metadata.drop_all(engine)
+    Later.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Leaf(id=1))
+        session.commit()
+    for _ in range(2):
+        leaf = _get(engine, Leaf, 1)
+        assert leaf is not None
+        assert leaf["class"] is Leaf
