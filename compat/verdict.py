@@ -45,6 +45,7 @@ class Reason:
     """Why some tests may fail with the library. A test without its parameters stands for all of its cases."""
 
     why: str
+    message: str  # what the failure says: any other failure of the test is not explained
     tests: frozenset[str]
     modes: frozenset[str]  # in which they fail; empty for all
     lines: frozenset[str]  # of SQLAlchemy, in which they fail; empty for all
@@ -59,7 +60,7 @@ def reasons(suite: Suite, mode: str) -> list[Reason]:
         names = {key: frozenset(entry.get(key, ())) for key in ("tests", "modes", "lines", "suites")}
         asked = {"modes": mode, "lines": suite.line, "suites": suite.name}
         if all(not names[key] or asked[key] in names[key] for key in asked):
-            found.append(Reason(entry["why"], **names))
+            found.append(Reason(entry["why"], entry["message"], **names))
     return found
 
 
@@ -97,6 +98,7 @@ def judge(suite: Suite, mode: str, without: Report, with_: Report) -> Verdict:
     for reason in reasons(suite, mode):
         for name in sorted(reason.tests):
             cases = [test for test in new if test == name or test.startswith(f"{name}[")]
+            cases = [test for test in cases if reason.message in with_.tests[test][1]]
             explained.update(dict.fromkeys(cases, reason.why))
             ran = suite.covers(name)
             if ran and not cases and name not in without.failed:
