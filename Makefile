@@ -5,16 +5,20 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 VENV20 := .venv-sqlalchemy20
+COMPAT := .venv-compat
+COMPAT20 := .venv-compat20
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test20 soak check format lint types fix coverage build clean
+.PHONY: help demo test test20 soak compat compat20 check format lint types fix coverage build clean
 
 help:
 	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
 	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
 	@echo 'make test20   the same on SQLAlchemy 2.0'
 	@echo 'make soak     ten minutes of readers, writers and faults; SOAK_SECONDS=60 for one'
+	@echo 'make compat   the test suites of SQLModel and SQLAlchemy themselves, with every class cached; COMPAT_ARGS="--suite sqlmodel"'
+	@echo 'make compat20 the same on SQLAlchemy 2.0'
 	@echo 'make check    format, lint, types, and all tests, those of the documents included: before every commit'
 	@echo 'make fix      let ruff mend format and lint'
 	@echo 'make coverage run all tests and print what they did not reach'
@@ -34,6 +38,14 @@ SOAK_SECONDS ?= 600
 
 soak: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong
+
+COMPAT_ARGS ?=
+
+compat: $(COMPAT)/compat.stamp
+	$(COMPAT)/bin/python -m compat $(COMPAT_ARGS)
+
+compat20: $(COMPAT20)/compat.stamp
+	$(COMPAT20)/bin/python -m compat $(COMPAT_ARGS)
 
 # `make check test` runs the tests once: they are one target.
 check: format lint types test
@@ -60,11 +72,11 @@ build: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) $(VENV20) dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV20) $(COMPAT) $(COMPAT20) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # A stamp is newer than pyproject.toml when its environment has what pyproject.toml asks for.
 
-$(VENV)/bin/python $(VENV20)/bin/python:
+$(VENV)/bin/python $(VENV20)/bin/python $(COMPAT)/bin/python $(COMPAT20)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(patsubst %/bin/python,%,$@)
 
@@ -78,4 +90,12 @@ $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 
 $(VENV20)/dev.stamp: pyproject.toml | $(VENV20)/bin/python
 	$(VENV20)/bin/python $(PIP) --editable '.[dev]' 'sqlalchemy<2.1'
+	@touch $@
+
+$(COMPAT)/compat.stamp: pyproject.toml compat/requirements.txt | $(COMPAT)/bin/python
+	$(COMPAT)/bin/python $(PIP) --editable '.[dev]' -r compat/requirements.txt 'sqlalchemy>=2.1'
+	@touch $@
+
+$(COMPAT20)/compat.stamp: pyproject.toml compat/requirements.txt | $(COMPAT20)/bin/python
+	$(COMPAT20)/bin/python $(PIP) --editable '.[dev]' -r compat/requirements.txt 'sqlalchemy<2.1'
 	@touch $@
