@@ -9,8 +9,8 @@ import inspect
 
 import pytest
 from models import Hero
-from sqlalchemy import create_engine, delete, event, insert, update
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, delete, event, insert, text, update
+from sqlalchemy.engine import Connection
 from sqlalchemy.engine.util import TransactionalContext
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.mapper import _all_registries
@@ -26,6 +26,10 @@ from sqlmodel_cache import _sqlalchemy
         (Session, "_merge", ["self", "state", "state_dict"]),
         (Session, "_autoflush", ["self"]),
         (Session, "_autobegin_t", ["self", "begin"]),
+        (Connection, "_begin_impl", ["self", "transaction"]),
+        (Connection, "_begin_twophase_impl", ["self", "transaction"]),
+        (Connection, "_exec_single_context", ["self", "dialect", "context", "statement", "parameters"]),
+        (Connection, "_exec_insertmany_context", ["self", "dialect", "context"]),
         (Connection, "_commit_impl", ["self"]),
         (Connection, "_commit_twophase_impl", ["self", "xid", "is_prepared"]),
         (Connection, "_rollback_impl", ["self"]),
@@ -64,11 +68,11 @@ def test_attributes_of_instances() -> None:
     plain.dispose()
 
 
-def test_commit_goes_through_the_replaced_methods() -> None:
-    """A commit and a rollback of a connection, and of a session, call exactly the methods that are replaced."""
+def test_connections_go_through_the_replaced_methods() -> None:
+    """A transaction of a connection, of a session, and each of its statements, call exactly what is replaced."""
     calls: list[str] = []
     patches = _sqlalchemy.Patches()
-    for name in ("_commit_impl", "_rollback_impl"):
+    for name in ("_begin_impl", "_exec_single_context", "_exec_insertmany_context", "_commit_impl", "_rollback_impl"):
 
         def make(original, name=name):
             def call(self, *args):
@@ -84,12 +88,20 @@ def test_commit_goes_through_the_replaced_methods() -> None:
             connection.exec_driver_sql("CREATE TABLE t (a)")
         with Session(engine) as session:
             session.connection().exec_driver_sql("INSERT INTO t VALUES (1)")
+            session.connection().execute(text("SELECT a FROM t"))
+            session.connection().execute(insert(_T).returning(_T.c.a), [{"a": 2}, {"a": 3}])
             session.commit()
             session.connection()
     finally:
         patches.restore()
         engine.dispose()
-    assert calls == ["_commit_impl", "_commit_impl", "_rollback_impl"]
+    statement = "_exec_single_context"
+    first = ["_begin_impl", statement, "_commit_impl"]
+    second = ["_begin_impl", statement, statement, "_exec_insertmany_context", "_commit_impl"]
+    assert calls == [*first, *second, "_begin_impl", "_rollback_impl"]
+
+
+_T = Table("t", MetaData(), Column("a", Integer))
 
 
 def test_assigned_columns_of_statements() -> None:
@@ -151,30 +163,19 @@ def test_rows_that_were_fetched_early_are_left_to_the_result() -> None:
     """The strategy that dialects use to fetch before a COMMIT gives the result all rows."""
     engine = create_engine("sqlite://")
 
-    @event.listens_for(engine, "after_cursor_execute")
-    def fetch(connection: object, cursor: object, statement: str, parameters: object, context: object, _: bool) -> None:
+    told: list[object] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def prepare(
+        connection: object, cursor: object, statement: str, parameters: object, context: object, _: bool
+    ) -> None:
         if "RETURNING" in statement:
             assert _sqlalchemy.can_buffer(context)
-            assert _sqlalchemy.buffered_rows(context, cursor) == [(1,), (2,)]
+            _sqlalchemy.when_executed(context, told.append)
 
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (a)")
         result = connection.exec_driver_sql("INSERT INTO t VALUES (1), (2) RETURNING a")
+        assert told == [[(1,), (2,)]]
         assert result.scalars().all() == [1, 2]
     engine.dispose()
-
-
-def test_engine_flag_is_class_wide() -> None:
-    """Listening to all engines sets one flag on the class; it is put back when nobody listens any more."""
-
-    def listener(*_: object) -> None:
-        """Hear nothing."""
-
-    flag = vars(Engine)["_has_events"]
-    event.listen(Engine, "begin", listener)
-    assert vars(Engine)["_has_events"] is True
-    _sqlalchemy.restore_engine_events(False)
-    assert vars(Engine)["_has_events"] is True
-    event.remove(Engine, "begin", listener)
-    _sqlalchemy.restore_engine_events(flag)
-    assert vars(Engine)["_has_events"] is flag

@@ -77,6 +77,11 @@ def is_flushing(session: Session) -> bool:
     return session._flushing
 
 
+def is_current(instance: object, class_: type) -> bool:
+    """Return whether a get of the class would return an instance of the identity map without looking further."""
+    return isinstance(instance, class_) and not instance_state(instance).expired
+
+
 def autoflush(session: Session) -> None:
     """Flush as a SELECT would: if autoflush is on, and with its wording in errors."""
     session._autoflush()
@@ -247,22 +252,28 @@ def can_buffer(context: Any) -> bool:
     return not (context.execution_options.get("stream_results") or context.execution_options.get("yield_per"))
 
 
-def buffered_rows(context: Any, cursor: Any) -> list[Any]:
-    """Return all rows of a cursor, and leave them to its result, as dialects do that must fetch before a COMMIT."""
-    rows = list(cursor.fetchall()) if cursor.description is not None else []
-    context.cursor_fetch_strategy = FullyBufferedCursorFetchStrategy(cursor, cursor.description, initial_buffer=rows)
-    return rows
+def is_of_the_dialect(connection: Connection) -> bool:
+    """Return whether a connection is the one through which a dialect asks a new database what it is."""
+    return not connection._allow_autobegin
 
 
-def engine_events() -> bool:
-    """Return the flag that SQLAlchemy sets on all engines once somebody listens to all of them."""
-    return Engine._has_events
+def when_executed(context: Any, take: Callable[[list[Any]], object]) -> None:
+    """Give `take` all rows of a statement once it has run, and leave them to its result.
 
+    Dialects do so that must fetch before a COMMIT.
+    """
+    post_exec = context.post_exec
 
-def restore_engine_events(flag: bool) -> None:
-    """Put that flag back, unless somebody else listens to all engines now."""
-    dispatch = Engine.dispatch
-    Engine._has_events = flag or any(getattr(dispatch, name)._clslevel.get(Engine) for name in dispatch._event_names)
+    def fetch() -> None:
+        post_exec()
+        cursor = context.cursor
+        rows = list(cursor.fetchall()) if cursor.description is not None else []
+        context.cursor_fetch_strategy = FullyBufferedCursorFetchStrategy(
+            cursor, cursor.description, initial_buffer=rows
+        )
+        take(rows)
+
+    context.post_exec = fetch
 
 
 def assigned(statement: Insert | Update) -> Mapping[Any, Any]:

@@ -123,6 +123,11 @@ class Statements:
         # Compiled statements live in SQLAlchemy's own cache; an entry goes when its statement does.
         self._targets: weakref.WeakKeyDictionary[Compiled, tuple[_Target, ...]] = weakref.WeakKeyDictionary()
 
+    def only_reads(self, context: DefaultExecutionContext) -> bool:
+        """Return whether an execution is an ordinary SELECT, as nearly all are: nothing is asked of it."""
+        compiled: Any = context.compiled
+        return compiled is not None and type(compiled.statement) is Select and not compiled.ctes
+
     def writes_of(self, context: DefaultExecutionContext, sql: str) -> list[Write]:
         """Return what an execution writes to tables that matter; an empty list for nearly all."""
         compiled = context.compiled

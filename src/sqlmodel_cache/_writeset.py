@@ -128,9 +128,11 @@ class Transaction:
 
     def end(self) -> None:
         """Forget what belongs to a transaction, and keep what belongs to the connection."""
-        self.writes.clear()
-        self.unnamed.clear()
-        self.sessions.clear()
+        if self.wrote:
+            self.writes.clear()
+            self.unnamed.clear()
+        if self.sessions:
+            self.sessions.clear()
         self.began = None
         self.isolated = self.isolated_for_good
         self.failed = False

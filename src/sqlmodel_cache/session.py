@@ -1,12 +1,15 @@
 """The hooks on SQLAlchemy's sessions and connections: the shell, which decides nothing.
 
     Session.get                         -> Reader.get
-    every statement of every connection -> Writer.record, into the connection's write set
+    every statement of every connection -> Writer.record, into the connection's write set, unless it only reads
     a connection's outermost COMMIT     -> Writer.commit around it
     a connection's outermost ROLLBACK   -> the write set is forgotten
 
 The outermost COMMIT is a connection's, not a session's: `after_commit` fires on a SAVEPOINT's release, a session that
 joined an outer transaction commits nothing, and `engine.begin()` has no session at all.
+
+Methods of connections are replaced where there are events, too: a listener on all engines costs each connection, and
+with it each statement that is none of this library's business, more than all the rest of the library.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Table, event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.pool import Pool
 
 from . import _sqlalchemy
 from ._effects import Outcome
 from ._sqltext import ends_transaction, is_text, isolates, isolates_for_good, makes_temporary, prepares
-from ._writeset import forget, known_transaction_of, transaction_of
+from ._writeset import Transaction, forget, known_transaction_of, transaction_of
 from ._writing import outcome_of
 from .cache import Cache
 from .config import config_of
@@ -38,11 +41,6 @@ class Hooks:
         self._cache = cache
         self._patches = _sqlalchemy.Patches()
         self._listeners: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
-            (Engine, "begin", self._begin),
-            (Engine, "begin_twophase", self._begin),
-            (Engine, "before_cursor_execute", self._before_cursor_execute),
-            (Engine, "after_cursor_execute", self._after_cursor_execute),
-            (Engine, "handle_error", self._handle_error),
             (Pool, "checkin", self._checkin),
             (Mapper, "after_mapper_constructed", self._mapper_constructed),
             (Table, "after_parent_attach", self._table_attached),
@@ -54,11 +52,14 @@ class Hooks:
         """Hook in."""
         self._patches.replace(Session, "get", self._get)
         self._patches.replace(Session, "_merge", _merge)
+        self._patches.replace(Connection, "_begin_impl", _begin)
+        self._patches.replace(Connection, "_begin_twophase_impl", _begin)
+        self._patches.replace(Connection, "_exec_single_context", self._execute)
+        self._patches.replace(Connection, "_exec_insertmany_context", self._execute)
         self._patches.replace(Connection, "_commit_impl", self._commit)
         self._patches.replace(Connection, "_commit_twophase_impl", self._commit)
         self._patches.replace(Connection, "_rollback_impl", _rollback)
         self._patches.replace(Connection, "_rollback_twophase_impl", _rollback)
-        self._engine_events = _sqlalchemy.engine_events()
         for target, name, listener in self._listeners:
             event.listen(target, name, listener)
 
@@ -68,7 +69,6 @@ class Hooks:
         for target, name, listener in self._listeners:
             if event.contains(target, name, listener):  # somebody may have cleared all listeners
                 event.remove(target, name, listener)
-        _sqlalchemy.restore_engine_events(self._engine_events)
 
     # sessions
 
@@ -105,15 +105,37 @@ class Hooks:
 
         return commit
 
-    def _begin(self, connection: Connection, *_: Any) -> None:
-        state = transaction_of(connection)
-        if state.began is None:  # a shared DBAPI connection may have begun before
-            state.began = time.monotonic()
+    def _execute(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        only_reads = self._cache.statements.only_reads
 
-    def _before_cursor_execute(
-        self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
-    ) -> None:
-        text = is_text(context)
+        @functools.wraps(original)
+        def execute(connection: Connection, dialect: Any, context: Any, *args: Any) -> Any:
+            if _sqlalchemy.is_of_the_dialect(connection):
+                return original(connection, dialect, context, *args)
+            try:
+                fenced = None if only_reads(context) else self._before(connection, context)
+            except BaseException:
+                context.cursor.close()
+                raise
+            try:
+                result = original(connection, dialect, context, *args)
+            except Exception as error:
+                self._failed(connection, fenced, error)
+                raise
+            if fenced is not None:
+                # SQLite commits a statement that returns rows when the last has been fetched; nothing says when it is.
+                rows_left = fenced.autocommit and dialect.name == "sqlite" and not dialect.is_async
+                unknown = (rows_left and context.cursor.description is not None) or (
+                    is_text(context) and prepares(context.statement)
+                )
+                self._cache.writer.end_fence(fenced, Outcome.UNKNOWN if unknown else Outcome.COMMITTED)
+            return result
+
+        return execute
+
+    def _before(self, connection: Connection, context: Any) -> Transaction | None:
+        """Record what a statement will write. Return its transaction if that is fenced for just this statement."""
+        statement, text = context.statement, is_text(context)
         if text and isolates(statement):
             state = transaction_of(connection)
             state.isolated, state.server = True, None
@@ -125,45 +147,29 @@ class Hooks:
             translate = context.execution_options.get("schema_translate_map")
             autocommit = _sqlalchemy.commits_each_statement(connection, statement)
             told = [write for write in writes if write.pks is None and write.returned]
-            if told and (autocommit or executemany or not _sqlalchemy.can_buffer(context)):
+            if told and (autocommit or context.executemany or not _sqlalchemy.can_buffer(context)):
                 told = []
-            state = self._cache.writer.record(connection, [write for write in writes if write not in told], translate)
+            writer = self._cache.writer
+            state = writer.record(connection, [write for write in writes if write not in told], translate)
             state.autocommit = autocommit
             if told:
-                self._cache.writer.expect(connection, told, translate)
+                writer.expect(connection, told, translate)
+                _sqlalchemy.when_executed(context, functools.partial(writer.returned, connection, state))
         else:
             known = known_transaction_of(connection)
             if known is None or not known.wrote:
-                return
+                return None
             state = known
             state.autocommit = False
         if state.autocommit or (text and ends_transaction(statement, connection.dialect.name)):
             self._cache.writer.begin_fence(connection, state)
+        return state if state.fence or state.autocommit else None
 
-    def _after_cursor_execute(
-        self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool
-    ) -> None:
-        state = known_transaction_of(connection)
-        if state is not None and state.returning is not None:
-            self._cache.writer.returned(connection, state, _sqlalchemy.buffered_rows(context, cursor))
-        if state is None or not (state.fence or state.autocommit):
-            return
-        # SQLite commits a statement that returns rows when the last has been fetched; nothing says when that is.
-        rows_left = cursor.description is not None and not connection.dialect.is_async
-        unfinished = state.autocommit and rows_left and connection.dialect.name == "sqlite"
-        unknown = unfinished or (is_text(context) and prepares(statement))
-        self._cache.writer.end_fence(state, Outcome.UNKNOWN if unknown else Outcome.COMMITTED)
-
-    def _handle_error(self, context: Any) -> None:
-        connection = context.connection
-        if connection is None or connection.closed or connection.invalidated:
-            return
-        if context.statement is not None and connection.in_transaction():
+    def _failed(self, connection: Connection, fenced: Transaction | None, error: Exception) -> None:
+        if fenced is not None:
+            self._cache.writer.end_fence(fenced, outcome_of(error))
+        if not connection.closed and not connection.invalidated and connection.in_transaction():
             transaction_of(connection).failed = True
-        state = known_transaction_of(connection)
-        if state is not None and (state.fence or state.autocommit):
-            error = context.sqlalchemy_exception or context.original_exception
-            self._cache.writer.end_fence(state, outcome_of(error) if isinstance(error, Exception) else Outcome.UNKNOWN)
 
     def _checkin(self, dbapi_connection: Any, record: Any) -> None:
         # A COMMIT that SQLite refuses leaves its transaction open, and SQLAlchemy's pool hands it to the next user.
@@ -178,6 +184,18 @@ class Hooks:
 
     def _table_attached(self, table: Table, parent: Any) -> None:
         self._cache.entities.changed()
+
+
+def _begin(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def begin(self: Connection, *args: Any) -> None:
+        now = time.monotonic()
+        original(self, *args)
+        state = transaction_of(self)
+        if state.began is None:  # a shared DBAPI connection may have begun before
+            state.began = now
+
+    return begin
 
 
 def _rollback(original: Callable[..., None]) -> Callable[..., None]:

@@ -193,6 +193,7 @@ def test_evictions_cost_misses_only(engine: Engine, small_server: RedisServer, p
             rows = [{"id": pk, "name": "0" * 200, "age": pk, "team_id": None} for pk in range(150)]
             connection.execute(insert(Hero), rows)
         name_of(engine, 0)
+        write(engine, "row", 0, "0" * 200)  # every script is in the server's memory by now
         limit(client, policy, 40_000)
         for serial in range(3):
             for pk in range(serial, 150, 2):

@@ -19,7 +19,6 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm import Session as PlainSession
-from sqlalchemy.orm.events import MapperEvents
 from sqlalchemy.pool import Pool
 from sqlmodel import Session, SQLModel, create_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -314,11 +313,16 @@ def test_listeners_of_the_application_survive(engine: Engine) -> None:
 
 
 def test_listeners_that_somebody_has_removed_are_not_missed() -> None:
-    """An application that clears all of SQLAlchemy's mapper listeners can configure again, and reset."""
+    """An application that removes the library's listeners, with all others, can configure again, and reset."""
+
+    def remove() -> None:
+        hooks = SQLModelCache._hooks
+        assert hooks is not None
+        event.remove(Mapper, "after_mapper_constructed", hooks._mapper_constructed)
+
     SQLModelCache.configure()
-    MapperEvents._clear()
+    remove()
     SQLModelCache.configure()
-    assert event.contains(Mapper, "after_mapper_constructed", SQLModelCache._hooks._mapper_constructed)  # type: ignore[union-attr]
-    MapperEvents._clear()
+    remove()
     SQLModelCache.reset()
     assert SQLModelCache.get_config() is None
