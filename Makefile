@@ -10,13 +10,14 @@ COMPAT20 := .venv-compat20
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test20 soak compat compat20 check format lint types fix coverage build clean
+.PHONY: help demo test test20 soak bench compat compat20 check format lint types fix coverage build clean
 
 help:
 	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
 	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
 	@echo 'make test20   the same on SQLAlchemy 2.0'
 	@echo 'make soak     ten minutes of readers, writers and faults; SOAK_SECONDS=60 for one'
+	@echo 'make bench    race every path against its floor; BENCH_ARGS="in_process" for one'
 	@echo 'make compat   the test suites of SQLModel and SQLAlchemy themselves, with every class cached; COMPAT_ARGS="--suite sqlmodel"'
 	@echo 'make compat20 the same on SQLAlchemy 2.0'
 	@echo 'make check    format, lint, types, and all tests, those of the documents included: before every commit'
@@ -40,6 +41,9 @@ soak: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong
 
 COMPAT_ARGS ?=
+
+bench: $(VENV)/dev.stamp
+	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
 compat: $(COMPAT)/compat.stamp
 	$(COMPAT)/bin/python -m compat $(COMPAT_ARGS)

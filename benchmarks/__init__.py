@@ -1,0 +1,1 @@
+"""How far every path of the library is from its floor; `python -m benchmarks` prints the table."""
