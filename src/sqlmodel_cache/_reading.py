@@ -93,7 +93,7 @@ class Reader:
         if named is not None:
             held = session.identity_map.get(named[0])
             if held is not None:  # the session's own business: the same object, or a refresh
-                return held if not options and _sqlalchemy.is_current(held, entity.class_) else load()
+                return held if not options and _sqlalchemy.is_current(held, entity.mapper) else load()
         request = None if named is None else self._admit(session, entity, *named, options)
         if request is None:
             self._counters.add("bypasses")

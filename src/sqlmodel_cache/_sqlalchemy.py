@@ -77,9 +77,9 @@ def is_flushing(session: Session) -> bool:
     return session._flushing
 
 
-def is_current(instance: object, class_: type) -> bool:
+def is_current(instance: object, mapper: Mapper[Any]) -> bool:
     """Return whether a get of the class would return an instance of the identity map without looking further."""
-    return isinstance(instance, class_) and not instance_state(instance).expired
+    return mapper.inherits is None and isinstance(instance, mapper.class_) and not instance_state(instance).expired
 
 
 def autoflush(session: Session) -> None:

@@ -9,6 +9,7 @@ import redis
 import redis.asyncio
 import sqlalchemy.ext.asyncio
 import sqlalchemy.orm
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlmodel import Field, Session, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -16,6 +17,7 @@ from sqlmodel_cache import (
     AsyncTransport,
     CacheConfig,
     ConfigurationError,
+    Explanation,
     MemoryTransport,
     RedisAsyncTransport,
     RedisSyncTransport,
@@ -36,10 +38,26 @@ class Hero(SQLModel, table=True):
     name: str
 
 
+class Base(DeclarativeBase):
+    """Plain SQLAlchemy."""
+
+
+class Villain(Base):
+    """A cached class of SQLAlchemy's own declarative."""
+
+    __tablename__ = "villain"
+    __cache_config__ = CacheConfig()
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
 def gets_keep_their_types(session: Session, plain: sqlalchemy.orm.Session) -> None:
     """A cached model's `get` is typed as any other's."""
     assert_type(session.get(Hero, 1), Hero | None)
     assert_type(plain.get(Hero, 1), Hero | None)
+    assert_type(plain.get(Villain, 1), Villain | None)
+    assert_type(plain.get_one(Villain, 1), Villain)
     assert_type(session.get_one(Hero, 1), Hero)
     assert_type(session.get(Hero, 1, execution_options={"cache": False}), Hero | None)
     assert_type(session.get(Hero, 1, execution_options={"cache_ttl": 60}), Hero | None)
@@ -97,6 +115,8 @@ async def answers_have_types() -> None:
     assert_type(SQLModelCache.get_config(), Settings | None)
     assert_type(SQLModelCache.stats(), Stats)
     assert_type(SQLModelCache.stats().hits, int)
+    assert_type(SQLModelCache.explain(Hero), Explanation)
+    assert_type(SQLModelCache.explain(Hero).reason, str | None)
     SQLModelCache.reset()
     await SQLModelCache.aclose()
     try:
