@@ -126,7 +126,7 @@ class Statements:
     def only_reads(self, context: DefaultExecutionContext) -> bool:
         """Return whether an execution is an ordinary SELECT, as nearly all are: nothing is asked of it."""
         compiled: Any = context.compiled
-        return compiled is not None and type(compiled.statement) is Select and not compiled.ctes
+        return compiled is not None and isinstance(compiled.statement, Select) and not compiled.ctes
 
     def writes_of(self, context: DefaultExecutionContext, sql: str) -> list[Write]:
         """Return what an execution writes to tables that matter; an empty list for nearly all."""

@@ -169,7 +169,7 @@ class Writer:
         self._counters.add("invalidated", len(keys.rows) + len(keys.tables))
 
 
-def outcome_of(error: Exception) -> Outcome:
+def outcome_of(error: BaseException) -> Outcome:
     """Return what a failed COMMIT says of its transaction: FAILED only when the database itself said so."""
     if not isinstance(error, DBAPIError) or error.connection_invalidated:
         return Outcome.UNKNOWN

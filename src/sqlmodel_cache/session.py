@@ -114,12 +114,13 @@ class Hooks:
                 return original(connection, dialect, context, *args)
             try:
                 fenced = None if only_reads(context) else self._before(connection, context)
-            except BaseException:
+            except BaseException as error:
                 context.cursor.close()
+                self._failed(connection, known_transaction_of(connection), error)
                 raise
             try:
                 result = original(connection, dialect, context, *args)
-            except Exception as error:
+            except BaseException as error:
                 self._failed(connection, fenced, error)
                 raise
             if fenced is not None:
@@ -165,8 +166,8 @@ class Hooks:
             self._cache.writer.begin_fence(connection, state)
         return state if state.fence or state.autocommit else None
 
-    def _failed(self, connection: Connection, fenced: Transaction | None, error: Exception) -> None:
-        if fenced is not None:
+    def _failed(self, connection: Connection, fenced: Transaction | None, error: BaseException) -> None:
+        if fenced is not None and (fenced.fence or fenced.autocommit):
             self._cache.writer.end_fence(fenced, outcome_of(error))
         if not connection.closed and not connection.invalidated and connection.in_transaction():
             transaction_of(connection).failed = True

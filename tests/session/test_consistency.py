@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from conftest import Log, Store, url_of
 from models import Hero, add_hero, get_hero
-from sqlalchemy import Column, Connection, Engine, Integer, MetaData, StaticPool, String, Table, event, text
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, StaticPool, String, Table, event, text, update
 from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.orm import registry
-from sqlmodel import Session, SQLModel, create_engine
+from sqlmodel import Session, SQLModel, col, create_engine
 
 from sqlmodel_cache import CacheConfig, InvalidationError, MemoryTransport, SQLModelCache, TransportError
 
@@ -307,6 +307,29 @@ def test_refuse_rolls_back(engine: Engine) -> None:
         assert session.get_one(Hero, pk).name == "Rusty"
     transport.down = False
     assert get_hero(engine, pk).name == "Rusty"
+
+
+def test_refuse_of_a_statement_that_commits_by_itself(engine: Engine) -> None:
+    """In AUTOCOMMIT it is the statement that is refused: it has not run, and the connection goes on without it."""
+    transport = Broken()
+    SQLModelCache.configure(transport, on_unreachable="refuse")
+    pk, other = add_hero(engine), add_hero(engine, "Other")
+    get_hero(engine, pk)
+    get_hero(engine, other)
+
+    def rename_by_statement(connection: Connection, which: int) -> None:
+        connection.execute(update(Hero).where(col(Hero.id) == which).values(name="New"))
+
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        transport.down = True
+        with pytest.raises(InvalidationError):
+            rename_by_statement(connection, pk)
+        transport.down = False
+        rename_by_statement(connection, other)
+    hits = SQLModelCache.stats().hits
+    assert get_hero(engine, pk).name == "Rusty"
+    assert SQLModelCache.stats().hits == hits + 1
+    assert get_hero(engine, other).name == "New"
 
 
 def test_serve_reads_what_it_could_not_invalidate_from_the_database(
