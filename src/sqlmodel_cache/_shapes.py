@@ -290,8 +290,8 @@ def cached_table(mapper: Mapper[Any], config: CacheConfig) -> CachedTable:
     table = base.local_table
     if not isinstance(table, Table) or not all(isinstance(each, Table) for each in mapper.tables):
         raise Refused("it is not mapped to a table")
-    if any(each.schema != table.schema for each in mapper.tables):
-        raise Refused("its tables are in several schemas")
+    if {getattr(each, "schema", None) for member in _family(mapper) for each in member.tables} != {table.schema}:
+        raise Refused("the tables of its family are in several schemas")
     if mapper.primary_key != base.primary_key:
         raise Refused("its primary key is not that of its base class")
     return CachedTable(

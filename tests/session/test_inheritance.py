@@ -483,3 +483,33 @@ def test_classes_of_one_name_are_two_classes(engine: Engine, cache: Store) -> No
             assert ("name" in found["loaded"]) == (person is Person)
     assert SQLModelCache.stats().hits == 7  # two of the families are alike, and share what is cached
     assert SQLModelCache.stats().corrupt == 0
+
+
+@IN_MEMORY
+def test_family_in_several_schemas_is_refused(engine: Engine, cache: Store) -> None:
+    """Keys are named after the first table, schema included; a write to another schema's would miss them."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Root(Own):
+        __tablename__ = "i_root"
+        __cache_config__ = CacheConfig()
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "root"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+
+    class Near(Root):
+        __mapper_args__ = {"polymorphic_identity": "near"}  # noqa: RUF012
+
+    assert SQLModelCache.explain(Root).cached
+
+    class Far(Root):
+        __tablename__ = "i_far"
+        __table_args__ = {"schema": "elsewhere"}  # noqa: RUF012
+        __mapper_args__ = {"polymorphic_identity": "far", "polymorphic_load": "inline"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(ForeignKey("i_root.id"), primary_key=True)
+
+    for class_ in (Root, Far):
+        assert SQLModelCache.explain(class_).reason == "the tables of its family are in several schemas"
+    assert SQLModelCache.explain(Near).cached
