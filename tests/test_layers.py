@@ -23,7 +23,7 @@ LAYERS: dict[str, set[str]] = {
     "_carriers": {"_values"},
     "_described": set(),
     "_codec": {"_carriers", "_described", "_values", "errors"},
-    "_effects": {"_plan"},
+    "_effects": {"_plan", "errors"},
     "_protocol": {"_effects", "_plan", "errors"},
     "_keys": {"_effects"},
     "_debts": {"_effects"},
