@@ -1,9 +1,9 @@
 """The alphabet of the protocol: one frozen dataclass per round trip, and the replies.
 
 `Lookup`, `Lease`, `Fill`, `Resign`, `Begin` and `End` go to the cache, through a transport, and `Together` takes
-several of them in one round trip. `Load`, `LoadMany` and `Commit` go to the database, through the session that runs
-the plan. `Join`, `Depart`, `Land` and `Wait` stay in the process. Times are in milliseconds; ids are 16 random bytes
-that are used for one effect only.
+several of them in one round trip. `Load`, `LoadMany`, `Locate` and `Commit` go to the database, through the session
+that runs the plan. `Join`, `Depart`, `Land` and `Wait` stay in the process. Times are in milliseconds; ids are 16
+random bytes that are used for one effect only.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Fenced:
 LeaseReply: TypeAlias = Hit | Granted | Filling | Fenced
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # every hit makes one, and a frozen one takes twice as long to make
 class Lookup(Effect[bytes | None]):
     """Return the payload if the row is a value with this fingerprint and its table is unchanged and unfenced."""
 
@@ -193,6 +193,26 @@ class LoadMany(Effect[Sequence[Loaded[Row]]]):
 
     places: tuple[int, ...]
     encode: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Located(Generic[Row]):
+    """A row from the database that was asked for by a unique key.
+
+    `entry` is where its primary key is cached, and `hint` the payload that leads there from the unique key; both are
+    None when there is no such row, or nobody else may be told of it.
+    """
+
+    loaded: Loaded[Row]
+    entry: Entry | None
+    hint: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Locate(Effect[Located[Row]]):
+    """Send the SELECT by the unique key. `encode` is False when no payload is wanted."""
+
+    encode: bool = True
 
 
 @dataclass(frozen=True, slots=True)

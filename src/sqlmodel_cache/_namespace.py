@@ -6,6 +6,7 @@ goes through the DBAPI, not through SQLAlchemy, so that no event of the applicat
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
@@ -32,7 +33,7 @@ log = logging.getLogger("sqlmodel_cache")
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """One database, as a name of 16 hex digits."""
+    """One database, as a name of 11 letters, digits, "-" and "_" for 64 bits."""
 
     name: str
 
@@ -60,6 +61,10 @@ class Databases:
             self._pid = os.getpid()
         found = self._known.get(engine.pool)
         return found.database if isinstance(found, _PerThread) else found
+
+    def is_one(self, engine: Engine) -> bool:
+        """Return whether the engine's database has been asked, and is the same for every thread."""
+        return isinstance(self._known.get(engine.pool), Database)
 
     def names(self) -> list[str]:
         """Return the names of all databases that have been asked."""
@@ -166,6 +171,12 @@ class Naming:
         """Whether the namespace depends on the session."""
         return callable(self._configured)
 
+    def is_fixed(self, engine: Engine) -> bool:
+        """Return whether every session on this engine has the same namespace, now that it has been asked."""
+        if self._configured is None:
+            return self.databases.is_one(engine)
+        return isinstance(self._configured, str)
+
     def namespaces_of(self, sessions: Iterable[Session], connection: Connection) -> set[str]:
         """Return the namespaces in which a connection writes: of all sessions that use it, or its database's.
 
@@ -197,6 +208,10 @@ class Naming:
             raise ConfigurationError("bind", None, "this process has used no database yet: give the engine or session")
         return known
 
+    def table_keys(self, ref: TableRef) -> tuple[str, ...]:
+        """Return the keys of a table, by shard."""
+        return _keys.table_keys(self._prefix, ref.namespace, ref.table)
+
     def entry(self, ref: TableRef, pk: str) -> Entry:
         """Return the keys of a row."""
         return _keys.entry(self._prefix, ref.namespace, ref.table, pk)
@@ -204,9 +219,7 @@ class Naming:
     def keys(self, writes: WriteSet) -> Keys:
         """Return the keys that a commit of these writes must fence."""
         rows = tuple(self.entry(ref, pk).row for ref, pks in writes.rows.items() for pk in sorted(pks))
-        tables = tuple(
-            key for ref in sorted(writes.tables) for key in _keys.table_keys(self._prefix, ref.namespace, ref.table)
-        )
+        tables = tuple(key for ref in sorted(writes.tables) for key in self.table_keys(ref))
         return Keys(rows, tables)
 
 
@@ -223,8 +236,9 @@ _PROCESS = uuid.uuid4().hex
 
 
 def _private() -> Database:
-    return Database(uuid.uuid4().hex[:16])
+    return Database(_digest(uuid.uuid4().hex))
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")

@@ -17,7 +17,7 @@ from protocol.programs import ENTRY, FINGERPRINT, Process, decode, payload_of, r
 from sqlmodel_cache import MemoryTransport, _protocol
 from sqlmodel_cache._effects import ABSENT, Fenced, Fill, Granted, Hit, Lease, Load, Loaded, Lookup
 from sqlmodel_cache._plan import Effect, run
-from sqlmodel_cache._protocol import Source
+from sqlmodel_cache._protocol import Reading, Source
 from sqlmodel_cache.errors import CodecError
 from sqlmodel_cache.transport.memory import _Fence, _Value
 
@@ -109,7 +109,8 @@ class Shelf:
 
             ids = iter((b"quiet1".ljust(16), b"quiet2".ljust(16), b"quiet3".ljust(16)))
             for _ in range(2):
-                plan = _protocol.read(ENTRY, FINGERPRINT, decode, ttl_ms=1, new_id=lambda: next(ids))
+                reading = Reading(FINGERPRINT, decode, ttl_ms=1)
+                plan = _protocol.read(ENTRY, reading, new_id=lambda: next(ids))
                 answer = run(plan, execute)
             self._now = NOW
             found = 0 if answer.source is Source.ABSENT else answer.decoded
