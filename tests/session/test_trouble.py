@@ -27,7 +27,7 @@ def server() -> Iterator[RedisServer]:
 
 def garbage() -> list[bytes]:
     """Return values that are not rows: text, cut headers, cut and hostile bodies."""
-    head = b"V\x02"
+    head = b"V\x03"
     return [
         b"",
         b"x",
@@ -37,8 +37,8 @@ def garbage() -> list[bytes]:
         head + b"\xff" * 400,
         b'{"id": 1}',
         b"\x80\x04\x95.",
-        b"F" + b"\0" * 15,
-        b"F" + b"\0" * 20,
+        b"F" + b"\0" * 11,
+        b"F" + b"\0" * 16,
     ]
 
 
@@ -51,9 +51,9 @@ def test_garbage_is_a_miss_and_is_replaced(engine: Engine, redis_client: redis.R
     [key] = redis_client.keys("*}:*")
     good = redis_client.get(key)
     assert good is not None
-    corrupt = [b"", b"\0", good[46:-1], good[46:] + b"\0", b"\xc1" * 40]
-    values = [good[:42] + len(body).to_bytes(4) + body for body in corrupt]
-    for value in [*garbage(), good[:34], good[:44], good[:-1], good + b"\0", *values]:
+    corrupt = [b"", b"\0", good[38:-1], good[38:] + b"\0", b"\xc1" * 40]
+    values = [good[:34] + len(body).to_bytes(4) + body for body in corrupt]
+    for value in [*garbage(), good[:26], good[:36], good[:-1], good + b"\0", *values]:
         redis_client.set(key, value, px=60_000)
         assert get_hero(engine, pk).name == "Rusty"
         before = SQLModelCache.stats().hits
