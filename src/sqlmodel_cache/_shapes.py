@@ -91,7 +91,9 @@ class Rows:
         fingerprint: 8 bytes that differ when anything does that the meaning of a payload depends on.
     """
 
-    def __init__(self, class_: type, shapes: Sequence[Shape], dialect: Dialect, *, polymorphic: bool) -> None:
+    def __init__(
+        self, class_: type, shapes: Sequence[Shape], dialect: Dialect, reads: Sequence[str], *, polymorphic: bool
+    ) -> None:
         self._only: tuple[Shape, Codec] | None = None
         self._by_class: dict[type, tuple[bytes, Shape, Codec]] = {}
         self._by_tag: dict[bytes, tuple[Shape, Codec]] = {}
@@ -100,11 +102,12 @@ class Rows:
             tag = _digest(_name(shape.mapper.class_), codec.fingerprint) if polymorphic else b""
             self._by_class[shape.mapper.class_] = tag, shape, codec
             self._by_tag[tag] = shape, codec
+        read = [each.encode() for each in reads]
         if polymorphic:  # a get of a subclass finds other rows than one of its base, though the columns may be the same
-            self.fingerprint = _digest(_name(class_), *sorted(self._by_tag))
+            self.fingerprint = _digest(_name(class_), *read, *sorted(self._by_tag))
         else:
             self._only = self._by_tag[b""]
-            self.fingerprint = self._only[1].fingerprint
+            self.fingerprint = _digest(*read, self._only[1].fingerprint)
 
     def decode(self, payload: bytes) -> Found:
         """Return the row.
@@ -148,6 +151,7 @@ class Entity:
     """A cached class.
 
     Attributes:
+        reads: which rows its SELECT finds, and as which classes; a part of every fingerprint.
         shapes: what a get of it may find and the cache can hold.
         refused: why it cannot hold the other classes that a get may find.
     """
@@ -159,6 +163,7 @@ class Entity:
     ttl_ms: int | None
     missing_ttl_ms: int | None
     polymorphic: bool
+    reads: tuple[str, ...]
     shapes: tuple[Shape, ...]
     refused: dict[type, str]
     _rows: dict[tuple[str, str], Rows] = field(default_factory=dict)  # by database and driver
@@ -178,7 +183,8 @@ class Entity:
         kind = dialect.name, dialect.driver
         rows = self._rows.get(kind)
         if rows is None:
-            rows = self._rows[kind] = Rows(self.class_, self.shapes, dialect, polymorphic=self.polymorphic)
+            rows = Rows(self.class_, self.shapes, dialect, self.reads, polymorphic=self.polymorphic)
+            self._rows[kind] = rows
         return rows
 
     def identify(self, ident: object) -> tuple[_sqlalchemy.IdentityKey, str] | None:
@@ -229,12 +235,26 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         identity_class=_sqlalchemy.identity_class(mapper),
         table=table,
         polymorphic=polymorphic,
+        reads=tuple(_reads(mapper, polymorphic=polymorphic)),
         pk_attributes=tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key),
         ttl_ms=config.ttl_ms,
         missing_ttl_ms=config.missing_ttl_ms,
         shapes=tuple(shapes),
         refused=refused,
     )
+
+
+def _reads(mapper: Mapper[Any], *, polymorphic: bool) -> Iterator[str]:
+    """Yield what decides on the rows that a SELECT of the class by its key finds: equal columns do not make them equal.
+
+    Two classes may name the rows of a table by different columns, a class without columns of its own may join another
+    table to its base's, and the next release may tell its classes apart in another way.
+    """
+    yield from map(str, mapper.primary_key)
+    yield from (str(table) for table in mapper.tables)
+    if polymorphic:
+        yield str(mapper.polymorphic_on)
+        yield from sorted(f"{_name(member.class_)!r} {member.polymorphic_identity!r}" for member in _family(mapper))
 
 
 def _shape(asked: Mapper[Any], found: Mapper[Any]) -> Shape:
@@ -277,7 +297,7 @@ def _column(prop: ColumnProperty[Any], mapper: Mapper[Any]) -> tuple[str, TypeEn
         raise Refused(f"attribute {prop.key!r} is an SQL expression, not a column of the table")
     if isinstance(prop.columns[0].type, sqltypes.PickleType):
         raise Refused(f"attribute {prop.key!r} is pickled")
-    return prop.columns[0].name, prop.columns[0].type
+    return str(prop.columns[0]), prop.columns[0].type  # with its table: a family may have it in another
 
 
 def cached_table(mapper: Mapper[Any], config: CacheConfig) -> CachedTable:

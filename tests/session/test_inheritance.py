@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Log, Store
-from sqlalchemy import Engine, ForeignKey, Integer, case, delete, insert, inspect, text, update
+from sqlalchemy import Column, Engine, ForeignKey, Integer, Table, case, delete, insert, inspect, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.declarative import AbstractConcreteBase, ConcreteBase
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, mapped_column, relationship
@@ -513,3 +513,61 @@ def test_family_in_several_schemas_is_refused(engine: Engine, cache: Store) -> N
     for class_ in (Root, Far):
         assert SQLModelCache.explain(class_).reason == "the tables of its family are in several schemas"
     assert SQLModelCache.explain(Near).cached
+
+
+@IN_MEMORY
+def test_base_and_subclass_without_a_discriminator(engine: Engine, cache: Store) -> None:
+    """A subclass may have the columns of its base, and yet other rows: those that stand in its table, too."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class User(Own):
+        __tablename__ = "i_user"
+        __cache_config__ = CacheConfig()
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
+    class Admin(User):
+        __tablename__ = "i_admin"
+        id: Mapped[int] = mapped_column(ForeignKey("i_user.id"), primary_key=True)
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([User(id=1, name="one"), Admin(id=2, name="two")])
+        session.commit()
+    for _ in range(2):
+        assert [(_get(engine, User, pk) or {}).get("class") for pk in (1, 2)] == [User, User]
+        assert [(_get(engine, Admin, pk) or {}).get("class") for pk in (1, 2)] == [None, Admin]
+    assert SQLModelCache.stats().hits == 3
+
+
+@IN_MEMORY
+def test_two_classes_name_the_rows_of_a_table_by_different_columns(engine: Engine, cache: Store) -> None:
+    """The row that one class calls 1 is not the row that the other calls 1."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    table = Table("i_seat", Own.metadata, Column("id", Integer, primary_key=True), Column("place", Integer))
+
+    class ById(Own):
+        __table__ = table
+        __cache_config__ = CacheConfig()
+
+    class ByPlace(Own):
+        __table__ = table
+        __cache_config__ = CacheConfig()
+        __mapper_args__ = {"primary_key": [table.c.place]}  # noqa: RUF012
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(table), [{"id": 1, "place": 2}, {"id": 2, "place": 1}])
+    for _ in range(2):
+        with Session(engine) as session:
+            assert session.get_one(ById, 1).place == 2
+        with Session(engine) as session:
+            assert session.get_one(ByPlace, 1).id == 2
+    assert SQLModelCache.stats().hits == 2
