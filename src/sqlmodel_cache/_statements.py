@@ -246,7 +246,7 @@ def _of_table(
         return whole  # an alias, a join, or another table than the statement's own
     by_name = {column.name.lower(): column for column in table.columns}
     columns = [by_name.get(name.lower()) for name in cached.pk_columns]
-    if any(column is None for column in columns):
+    if not columns or any(column is None for column in columns):
         return _Target(Write(schema, cached, "insert")) if _only_inserts(compiled, statement) else whole
     given = {getattr(column, "key", column): value for column, value in assigned.items()}
     names = tuple(_parameter(compiled, column.key, given.get(column.key)) for column in columns if column is not None)

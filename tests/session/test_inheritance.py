@@ -571,3 +571,42 @@ def test_two_classes_name_the_rows_of_a_table_by_different_columns(engine: Engin
         with Session(engine) as session:
             assert session.get_one(ByPlace, 1).id == 2
     assert SQLModelCache.stats().hits == 2
+
+
+@IN_MEMORY
+def test_subclass_that_is_joined_by_another_column_than_the_key(engine: Engine, cache: Store) -> None:
+    """A write to its table names no row of the family: then it counts for all of them."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Place(Own):
+        __tablename__ = "i_place"
+        __cache_config__ = CacheConfig()
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "place"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+        code: Mapped[str] = mapped_column(unique=True)
+        kind: Mapped[str]
+
+    class Harbour(Place):
+        __tablename__ = "i_harbour"
+        __mapper_args__ = {"polymorphic_identity": "harbour", "polymorphic_load": "inline"}  # noqa: RUF012
+        place_code: Mapped[str] = mapped_column(ForeignKey("i_place.code"), primary_key=True)
+        depth: Mapped[int]
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Harbour(id=1, code="a", depth=5))
+        session.commit()
+    table: Any = Harbour.__table__
+    for depth in (6, 7):
+        for _ in range(2):
+            assert _get(engine, Place, 1) is not None
+        with Session(engine) as session:
+            session.execute(update(table).where(table.c.place_code == "a").values(depth=depth))
+            session.commit()
+        found = _get(engine, Place, 1)
+        assert found is not None
+        assert found["loaded"]["depth"] == depth
+    assert SQLModelCache.stats().hits == 3
