@@ -610,3 +610,45 @@ def test_subclass_that_is_joined_by_another_column_than_the_key(engine: Engine, 
         assert found is not None
         assert found["loaded"]["depth"] == depth
     assert SQLModelCache.stats().hits == 3
+
+
+@IN_MEMORY
+def test_base_that_is_declared_cached_after_its_subclass(engine: Engine, cache: Store) -> None:
+    """All tables that a get of the base may read matter from then on, those of its other subclasses, too."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Tree(Own):
+        __tablename__ = "i_tree"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "tree"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+
+    class Fir(Tree):
+        __tablename__ = "i_fir"
+        __cache_config__ = CacheConfig()
+        __mapper_args__ = {"polymorphic_identity": "fir"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(ForeignKey("i_tree.id"), primary_key=True)
+
+    class Oak(Tree):
+        __tablename__ = "i_oak"
+        __mapper_args__ = {"polymorphic_identity": "oak", "polymorphic_load": "inline"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(ForeignKey("i_tree.id"), primary_key=True)
+        acorns: Mapped[int]
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Oak(id=1, acorns=1))
+        session.commit()
+    Tree.__cache_config__ = CacheConfig()  # type: ignore[attr-defined]
+    for _ in range(2):
+        assert _get(engine, Tree, 1) is not None
+    with Session(engine) as session:
+        session.execute(update(Oak.__table__).values(acorns=2))  # type: ignore[arg-type]
+        session.commit()
+    found = _get(engine, Tree, 1)
+    assert found is not None
+    assert found["loaded"]["acorns"] == 2
+    assert SQLModelCache.stats().hits == 1
