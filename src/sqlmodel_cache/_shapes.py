@@ -18,8 +18,8 @@ from sqlalchemy import Column as TableColumn
 from sqlalchemy import Dialect, Table
 from sqlalchemy import types as sqltypes
 from sqlalchemy.orm import ColumnProperty, Mapper
-from sqlalchemy.sql import operators, visitors
-from sqlalchemy.sql.elements import BinaryExpression
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, Grouping
 from sqlalchemy.types import TypeEngine
 
 from . import _keys, _sqlalchemy
@@ -374,7 +374,7 @@ def _pk_in(table: Table, mapper: Mapper[Any], base: Mapper[Any]) -> tuple[str, .
         (comparison.left, comparison.right)
         for level in _between(base, mapper)
         if level.inherit_condition is not None
-        for comparison in visitors.iterate(level.inherit_condition)
+        for comparison in _conjuncts(level.inherit_condition)
         if isinstance(comparison, BinaryExpression) and comparison.operator is operators.eq
     ]
     names = []
@@ -385,6 +385,17 @@ def _pk_in(table: Table, mapper: Mapper[Any], base: Mapper[Any]) -> tuple[str, .
                 same |= {left, right}
         names += [each.name for each in same if getattr(each, "table", None) is table][:1]
     return tuple(names) if len(names) == len(base.primary_key) else ()
+
+
+def _conjuncts(condition: Any) -> Iterator[Any]:
+    """Yield the conditions that are true of every row of which this one is."""
+    if isinstance(condition, Grouping):
+        yield from _conjuncts(condition.element)
+    elif isinstance(condition, BooleanClauseList) and condition.operator is operators.and_:
+        for part in condition.clauses:
+            yield from _conjuncts(part)
+    else:
+        yield condition
 
 
 def _pk_type(name: str, type_: TypeEngine[Any]) -> type:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from conftest import Log, Store
-from sqlalchemy import Column, Engine, ForeignKey, Integer, Table, case, delete, insert, inspect, text, update
+from sqlalchemy import Column, Engine, ForeignKey, Integer, Table, case, delete, insert, inspect, or_, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.declarative import AbstractConcreteBase, ConcreteBase
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, foreign, mapped_column, relationship
 
 from sqlmodel_cache import CacheConfig, SQLModelCache
 
@@ -651,4 +651,45 @@ def test_base_that_is_declared_cached_after_its_subclass(engine: Engine, cache: 
     found = _get(engine, Tree, 1)
     assert found is not None
     assert found["loaded"]["acorns"] == 2
+    assert SQLModelCache.stats().hits == 1
+
+
+@IN_MEMORY
+def test_subclass_that_is_joined_by_either_of_two_columns(engine: Engine, cache: Store) -> None:
+    """An equality that need not be true says nothing of which row of the base a row of the subclass's table is."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Parcel(Own):
+        __tablename__ = "i_parcel"
+        __cache_config__ = CacheConfig()
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "parcel"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+        former: Mapped[int]
+        kind: Mapped[str]
+
+    class Sent(Parcel):
+        __tablename__ = "i_sent"
+        sent_id: Mapped[int] = mapped_column(primary_key=True)
+        to: Mapped[str]
+        __mapper_args__ = {  # noqa: RUF012
+            "polymorphic_identity": "sent",
+            "polymorphic_load": "inline",
+            "inherit_condition": or_(foreign(sent_id) == Parcel.id, foreign(sent_id) == Parcel.former),
+        }
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    table: Any = Sent.__table__
+    with engine.begin() as connection:
+        connection.execute(insert(Parcel.__table__).values(id=1, former=7, kind="sent"))  # type: ignore[arg-type]
+        connection.execute(insert(table).values(sent_id=7, to="us"))
+    for _ in range(2):
+        assert _get(engine, Parcel, 1) is not None
+    with engine.begin() as connection:
+        connection.execute(update(table).where(table.c.sent_id == 7).values(to="them"))
+    found = _get(engine, Parcel, 1)
+    assert found is not None
+    assert found["loaded"]["to"] == "them"
     assert SQLModelCache.stats().hits == 1
