@@ -52,6 +52,7 @@ class Databases:
         # A pool's entry is only ever added, and two threads that race add equal ones (or one of two private ones,
         # before anything was cached under either).
         self._known: weakref.WeakKeyDictionary[Pool, Database | _PerThread] = weakref.WeakKeyDictionary()
+        self._met: weakref.WeakSet[Pool] = weakref.WeakSet()
         self._pid = os.getpid()
 
     def known(self, engine: Engine) -> Database | None:
@@ -65,6 +66,16 @@ class Databases:
     def is_one(self, engine: Engine) -> bool:
         """Return whether the engine's database has been asked, and is the same for every thread."""
         return isinstance(self._known.get(engine.pool), Database)
+
+    def meet(self, bind: Engine | Connection) -> None:
+        """Connect an engine that was never used: until then its dialect knows nothing of its server.
+
+        A column type may ask it, and SQLAlchemy keeps for good what the type has answered.
+        """
+        if bind.engine.pool not in self._met:
+            if isinstance(bind, Engine):
+                bind.raw_connection().close()
+            self._met.add(bind.engine.pool)
 
     def names(self) -> list[str]:
         """Return the names of all databases that have been asked."""
@@ -161,6 +172,7 @@ class Naming:
         if self._configured is None:
             known = self.databases.known(bind.engine)
             return (known or self.databases.ask(held_connection(session, bind))).name
+        self.databases.meet(held_connection(session, bind))
         name = self._configured(session) if callable(self._configured) else self._configured
         if not isinstance(name, str) or not name:
             raise LookupError("the namespace callable gave no name")

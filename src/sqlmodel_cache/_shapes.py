@@ -18,8 +18,8 @@ from sqlalchemy import Column as TableColumn
 from sqlalchemy import Dialect, Table
 from sqlalchemy import types as sqltypes
 from sqlalchemy.orm import ColumnProperty, Mapper
-from sqlalchemy.sql import operators, visitors
-from sqlalchemy.sql.elements import BinaryExpression
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, Grouping
 from sqlalchemy.types import TypeEngine
 
 from . import _keys, _sqlalchemy
@@ -93,7 +93,14 @@ class Rows:
     """
 
     def __init__(
-        self, class_: type, shapes: Sequence[Shape], dialect: Dialect, *, polymorphic: bool, stamped: bool
+        self,
+        class_: type,
+        shapes: Sequence[Shape],
+        dialect: Dialect,
+        reads: Sequence[str],
+        *,
+        polymorphic: bool,
+        stamped: bool,
     ) -> None:
         self._only: tuple[Shape, Codec] | None = None
         self._stamped = stamped
@@ -104,11 +111,12 @@ class Rows:
             tag = _digest(_name(shape.mapper.class_), codec.fingerprint) if polymorphic else b""
             self._by_class[shape.mapper.class_] = tag, shape, codec
             self._by_tag[tag] = shape, codec
+        read = [each.encode() for each in reads]
         if polymorphic:  # a get of a subclass finds other rows than one of its base, though the columns may be the same
-            self.fingerprint = _digest(_name(class_), *sorted(self._by_tag))
+            self.fingerprint = _digest(_name(class_), *read, *sorted(self._by_tag))
         else:
             self._only = self._by_tag[b""]
-            self.fingerprint = self._only[1].fingerprint
+            self.fingerprint = _digest(*read, self._only[1].fingerprint)
         if stamped:
             self.fingerprint = _digest(b"stamped", self.fingerprint)
 
@@ -159,6 +167,7 @@ class Entity:
     """A cached class.
 
     Attributes:
+        reads: which rows its SELECT finds, and as which classes; a part of every fingerprint.
         shapes: what a get of it may find and the cache can hold.
         refused: why it cannot hold the other classes that a get may find.
     """
@@ -171,6 +180,7 @@ class Entity:
     missing_ttl_ms: int | None
     renewal: float | None  # how eagerly rows are renewed before they expire
     polymorphic: bool
+    reads: tuple[str, ...]
     shapes: tuple[Shape, ...]
     refused: dict[type, str]
     memo: dict[str, Any] = field(default_factory=dict)  # for those who serve it: what they need not find out again
@@ -195,6 +205,7 @@ class Entity:
                 self.class_,
                 self.shapes,
                 dialect,
+                self.reads,
                 polymorphic=self.polymorphic,
                 stamped=self.renewal is not None,
             )
@@ -248,6 +259,7 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         identity_class=_sqlalchemy.identity_class(mapper),
         table=table,
         polymorphic=polymorphic,
+        reads=tuple(_reads(mapper, polymorphic=polymorphic)),
         pk_attributes=tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key),
         ttl_ms=config.ttl_ms,
         missing_ttl_ms=config.missing_ttl_ms,
@@ -255,6 +267,19 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         shapes=tuple(shapes),
         refused=refused,
     )
+
+
+def _reads(mapper: Mapper[Any], *, polymorphic: bool) -> Iterator[str]:
+    """Yield what decides on the rows that a SELECT of the class by its key finds: equal columns do not make them equal.
+
+    Two classes may name the rows of a table by different columns, a class without columns of its own may join another
+    table to its base's, and the next release may tell its classes apart in another way.
+    """
+    yield from map(str, mapper.primary_key)
+    yield from (str(table) for table in mapper.tables)
+    if polymorphic:
+        yield str(mapper.polymorphic_on)
+        yield from sorted(f"{_name(member.class_)!r} {member.polymorphic_identity!r}" for member in _family(mapper))
 
 
 def _shape(asked: Mapper[Any], found: Mapper[Any]) -> Shape:
@@ -298,7 +323,7 @@ def _column(prop: ColumnProperty[Any], mapper: Mapper[Any]) -> tuple[str, TypeEn
         raise Refused(f"attribute {prop.key!r} is an SQL expression, not a column of the table")
     if isinstance(prop.columns[0].type, sqltypes.PickleType):
         raise Refused(f"attribute {prop.key!r} is pickled")
-    return prop.columns[0].name, prop.columns[0].type
+    return str(prop.columns[0]), prop.columns[0].type  # with its table: a family may have it in another
 
 
 def cached_table(mapper: Mapper[Any], config: CacheConfig) -> CachedTable:
@@ -375,7 +400,7 @@ def _pk_in(table: Table, mapper: Mapper[Any], base: Mapper[Any]) -> tuple[str, .
         (comparison.left, comparison.right)
         for level in _between(base, mapper)
         if level.inherit_condition is not None
-        for comparison in visitors.iterate(level.inherit_condition)
+        for comparison in _conjuncts(level.inherit_condition)
         if isinstance(comparison, BinaryExpression) and comparison.operator is operators.eq
     ]
     names = []
@@ -386,6 +411,17 @@ def _pk_in(table: Table, mapper: Mapper[Any], base: Mapper[Any]) -> tuple[str, .
                 same |= {left, right}
         names += [each.name for each in same if getattr(each, "table", None) is table][:1]
     return tuple(names) if len(names) == len(base.primary_key) else ()
+
+
+def _conjuncts(condition: Any) -> Iterator[Any]:
+    """Yield the conditions that are true of every row of which this one is."""
+    if isinstance(condition, Grouping):
+        yield from _conjuncts(condition.element)
+    elif isinstance(condition, BooleanClauseList) and condition.operator is operators.and_:
+        for part in condition.clauses:
+            yield from _conjuncts(part)
+    else:
+        yield condition
 
 
 def pk_type(name: str, type_: TypeEngine[Any]) -> type:
