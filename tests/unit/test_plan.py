@@ -20,6 +20,7 @@ from sqlmodel_cache._effects import (
     Lease,
     Load,
     LoadMany,
+    Locate,
     Lookup,
     Resign,
     Together,
@@ -177,7 +178,7 @@ def test_alphabet_is_complete() -> None:
         effect.__name__
         for effect in (
             *(Lookup, Lease, Fill, Resign, Begin, End, Together),
-            *(Load, LoadMany, Commit),
+            *(Load, LoadMany, Locate, Commit),
             *(Join, Depart, Land, Wait),
         )
     }
