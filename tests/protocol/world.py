@@ -75,6 +75,8 @@ class Names:
         """Return a reply with canonical names."""
         if isinstance(reply, Filling):
             return Filling(self.of_lease(reply.lease), reply.left_ms)
+        if type(reply) is tuple:
+            return tuple(map(self.of_reply, reply))
         return self.of_lease(reply) if isinstance(reply, Granted) else reply
 
 
