@@ -143,6 +143,11 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, object], int]] = {
         {"lost": 1},
         20_000,
     ),
+    "readers that wait for a row which does not exist, every fault": (
+        replace(FAULTS, answers=True, warm=None, row_exists=False, readers=(waiting_reader(),) * 2),
+        {"lost": 1},
+        5_000,
+    ),
     "reader that renews what it hits, every fault": (
         replace(FAULTS, answers=True, readers=(renewing_reader(), reader())),
         {"readers": (renewing_reader(), renewing_reader(), reader())},
@@ -174,6 +179,7 @@ def test_explorer_reaches_what_it_is_about() -> None:
         replace(QUIET, readers=(snapshot_reader(),)),
         replace(ANSWERS, together=True, readers=(waiting_reader(),) * 2),
         replace(ANSWERS, readers=(waiting_reader(),) * 2, deadlines="sound"),
+        replace(ANSWERS, warm=None, row_exists=False, readers=(waiting_reader(),)),
         replace(ANSWERS, readers=(renewing_reader(),)),
         replace(ANSWERS, readers=(reader_of_many(), finder())),
     )
