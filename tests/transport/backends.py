@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import redis
+import redis.asyncio
 
 from sqlmodel_cache import MemoryTransport
 from sqlmodel_cache._effects import Entry, Granted, Keys
@@ -208,3 +210,25 @@ def parse(raw: bytes) -> Fence | Value:
         return Fence(raw[1:13], (), struct.unpack(">d", raw[13:])[0])
     assert (len(raw) - 13) % 24 == 0
     return Fence(raw[1:13], tuple(struct.iter_unpack(">16sd", raw[13:])))
+
+
+class Sent:
+    """Counts how often a client writes to its connections."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = 0
+        for kind in (redis.connection.AbstractConnection, redis.asyncio.connection.AbstractConnection):
+            monkeypatch.setattr(kind, "send_packed_command", self._counting(kind.send_packed_command))
+
+    def _counting(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **options: Any) -> Any:
+            self.times += 1
+            return send(*args, **options)
+
+        return counting
+
+    def by(self, act: Callable[[], object]) -> int:
+        """Return how often `act` writes."""
+        before = self.times
+        act()
+        return self.times - before

@@ -66,7 +66,8 @@ ENTRIES = (ENTRY, NEIGHBOUR, ELSEWHERE)
 KEYS = tuple(dict.fromkeys(key for entry in ENTRIES for key in entry))
 
 entries = st.sampled_from(ENTRIES)
-fingerprints = st.sampled_from((FINGERPRINT, OTHER_FINGERPRINT, *(f"release{n}".encode() for n in range(3, 6))))
+FINGERPRINTS = (FINGERPRINT, OTHER_FINGERPRINT, *(f"release{n}".encode() for n in range(3, 6)))
+fingerprints = st.sampled_from(FINGERPRINTS)
 write_sets = st.sets(st.sampled_from(KEYS), min_size=1).map(
     lambda keys: Keys(
         tuple(key for key in KEYS if key in keys and not key.endswith("}")),
@@ -116,11 +117,19 @@ class Sides(RuleBasedStateMachine):
         entry, _, granted = lease
         self.both(Resign(entry, granted))
 
-    @rule(some=st.lists(st.tuples(entries, fingerprints), max_size=4))
-    def together(self, some: list[tuple[Entry, bytes]]) -> None:
-        """Several look-ups at once."""
-        looked_up = tuple(Lookup(entry, fingerprint) for entry, fingerprint in some)
-        assert self.both(Together(looked_up)) == tuple(map(self.both, looked_up))
+    @rule(target=leases, entry=entries, fingerprint=fingerprints, payload=payloads)
+    def lease_and_fill(self, entry: Entry, fingerprint: bytes, payload: bytes) -> Any:
+        """What most readers do, without delay."""
+        granted = self.both(Lease(entry, fingerprint, self.new_id()))
+        if not isinstance(granted, Granted):
+            return multiple()
+        self.both(Fill(entry, granted, fingerprint, payload, TTL_MS))
+        return entry, fingerprint, granted
+
+    @rule()
+    def look_everything_up(self) -> None:
+        """Readers of every release and of every row, together."""
+        self.both(Together(tuple(Lookup(entry, each) for entry in ENTRIES for each in FINGERPRINTS)))
 
     @rule(entry=entries)
     def lapse_election(self, entry: Entry) -> None:
@@ -263,26 +272,6 @@ class ElectsForWhoDoesNotAsk(MemoryTransport):
     _handlers = MemoryTransport._handlers | {Lease: _lease}
 
 
-class ResignsUnderAnyVersion(MemoryTransport):
-    """Whoever was granted anything ends an election."""
-
-    def _resign(self, effect: Resign, now: float) -> None:
-        held = self._rows.get(effect.entry.row)
-        version = held.version if held else effect.lease.version
-        super()._resign(replace(effect, lease=replace(effect.lease, version=version)), now)
-
-    _handlers = MemoryTransport._handlers | {Resign: _resign}
-
-
-class NeverResigns(MemoryTransport):
-    """An election ends by a fill, a commit, or its time."""
-
-    def _resign(self, effect: Resign, now: float) -> None:
-        pass
-
-    _handlers = MemoryTransport._handlers | {Resign: _resign}
-
-
 class RenewsBesideOthers(MemoryTransport):
     """A renewal keeps the payloads of others."""
 
@@ -307,8 +296,6 @@ class RenewsBesideOthers(MemoryTransport):
         mutants.EndIgnoresALostToken,
         ElectsEverybody,
         ElectsForWhoDoesNotAsk,
-        ResignsUnderAnyVersion,
-        NeverResigns,
         RenewsBesideOthers,
     ],
 )

@@ -233,11 +233,23 @@ def _reply(effect: Any, place: Place | slice | TransportError, parcel: Parcel, r
 def words(command: Command, *, whole: bool = False) -> Words:
     """Return the command's words; `whole` sends the script's source in place of its digest."""
     script, keys, args = command
+    names = [key_bytes(key) for key in keys]
     if script is None:
-        return ("MGET", *keys)
+        return ("MGET", *names)
     if whole:
-        return ("EVAL", script.source, len(keys), *keys, *args)
-    return ("EVALSHA", script.sha, len(keys), *keys, *args)
+        return ("EVAL", script.source, len(names), *names, *args)
+    return ("EVALSHA", script.sha, len(names), *names, *args)
+
+
+def key_bytes(key: str) -> bytes:
+    """Return a key as Redis knows it, whatever encoding a client has: all must name a row alike."""
+    return key.encode("utf-8", "surrogatepass")
+
+
+def look_up(effect: Lookup) -> Words:
+    """Return the words of a look-up's command."""
+    row, table = effect.entry
+    return ("MGET", row.encode("utf-8", "surrogatepass"), table.encode("utf-8", "surrogatepass"))
 
 
 def repeats(commands: Sequence[Command], replies: Sequence[Any]) -> dict[int, Words]:

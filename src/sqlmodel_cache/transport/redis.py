@@ -17,11 +17,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from .._effects import Begin, End, Lookup, Together
+from .._effects import Begin, End, Fill, Lease, Lookup, Resign, Together
 from .._plan import Effect
 from ..config import Duration, milliseconds
 from ..errors import ConfigurationError
 from . import _commands
+from ._batches import Batches
 from ._commands import Command, Words
 
 # What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
@@ -70,7 +71,7 @@ class RedisSyncTransport:
         """Return the effect's reply; raises TransportError when Redis does not give one in time."""
         try:
             if type(effect) is Lookup:  # the one that every hit pays for
-                reply = self._reads.execute_command("MGET", *effect.entry, NEVER_DECODE=True)
+                reply = self._reads.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
                 return _commands.found(effect, reply)
             client = self._commits if _is_commit(effect) else self._reads
             if type(effect) is Together:
@@ -121,6 +122,64 @@ class RedisSyncTransport:
         return twin
 
 
+class _Loop:
+    """The client of one event loop, and the batches that go through it. Times are in seconds."""
+
+    def __init__(self, client: Any, timeout: float, commit_timeout: float) -> None:
+        self.client = client
+        self.batches = Batches(self.execute, self.execute_all)
+        self._timeout = timeout
+        self._commit_timeout = commit_timeout
+
+    async def execute(self, effect: Effect[Any]) -> Any:
+        """Return the effect's reply."""
+        try:
+            async with asyncio.timeout(self._commit_timeout if _is_commit(effect) else self._timeout):
+                if type(effect) is Lookup:  # the one that every hit pays for
+                    reply = await self.client.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
+                    return _commands.found(effect, reply)
+                if type(effect) is Together:
+                    return tuple(await self._together(effect.effects))
+                return _commands.decode(effect, await self._send(_commands.encode(effect)))
+        except _TROUBLE as error:
+            raise _commands.failed(effect, error) from error
+
+    async def execute_all(self, effects: Sequence[Effect[Any]]) -> list[Any]:
+        """Return the reply to each of several effects of readers, or its TransportError."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._together(effects)
+        except _TROUBLE as error:
+            return [_commands.failed(effect, error) for effect in effects]
+
+    async def _together(self, effects: Sequence[Effect[Any]]) -> list[Any]:
+        parcel = _commands.pack(effects)
+        return _commands.unpack(effects, parcel, await self._send(parcel.commands))
+
+    async def _send(self, commands: list[Command]) -> list[Any]:
+        """Return the replies to commands; what the server refuses replies with its error."""
+        replies = await self._post([_commands.words(command) for command in commands])
+        again = _commands.repeats(commands, replies)
+        if again:
+            for at, reply in zip(again, await self._post(list(again.values())), strict=True):
+                replies[at] = reply
+        return replies
+
+    async def _post(self, lines: Sequence[Words]) -> list[Any]:
+        if len(lines) == 1:
+            try:
+                return [await self.client.execute_command(*lines[0], NEVER_DECODE=True)]
+            except ResponseError as error:
+                return [error]
+        replies: list[Any] = []
+        for portion in _commands.portions(lines):
+            async with self.client.pipeline(transaction=False) as pipe:
+                for line in portion:
+                    await _queued(pipe.execute_command(*line, NEVER_DECODE=True))
+                replies += await pipe.execute(raise_on_error=False)
+        return replies
+
+
 class RedisAsyncTransport:
     """Cached rows in Redis, for `AsyncSession`.
 
@@ -144,66 +203,36 @@ class RedisAsyncTransport:
         self.client = client
         self.timeout_ms = milliseconds("timeout", timeout)
         self.commit_timeout_ms = milliseconds("commit_timeout", commit_timeout)
-        # A connection belongs to the event loop that opened it.
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = (
-            weakref.WeakKeyDictionary()
-        )
+        # A connection belongs to the event loop that opened it, and so does a batch.
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
         self._given_away = False  # whether an event loop has taken `client`
 
     async def aexecute(self, effect: Effect[Any]) -> Any:
-        """Return the effect's reply; raises TransportError when Redis does not give one in time."""
-        budget_ms = self.commit_timeout_ms if _is_commit(effect) else self.timeout_ms
-        try:
-            async with asyncio.timeout(budget_ms / 1000):
-                client = self._client()
-                if type(effect) is Lookup:  # the one that every hit pays for
-                    reply = await client.execute_command("MGET", *effect.entry, NEVER_DECODE=True)
-                    return _commands.found(effect, reply)
-                if type(effect) is Together:
-                    parcel = _commands.pack(effect.effects)
-                    replies = await self._send(client, parcel.commands)
-                    return tuple(_commands.unpack(effect.effects, parcel, replies))
-                return _commands.decode(effect, await self._send(client, _commands.encode(effect)))
-        except _TROUBLE as error:
-            raise _commands.failed(effect, error) from error
+        """Return the effect's reply; raises TransportError when Redis does not give one in time.
 
-    async def _send(self, client: Any, commands: list[Command]) -> list[Any]:
-        """Return the replies to commands; what the server refuses replies with its error."""
-        replies = await self._post(client, [_commands.words(command) for command in commands])
-        again = _commands.repeats(commands, replies)
-        if again:
-            for at, reply in zip(again, await self._post(client, list(again.values())), strict=True):
-                replies[at] = reply
-        return replies
+        Effects of readers that wait in the same turn of the event loop travel together.
+        """
+        here = self._here()
+        if type(effect) in _BATCHED:
+            return await here.batches.execute(effect)
+        return await here.execute(effect)
 
-    async def _post(self, client: Any, lines: Sequence[Words]) -> list[Any]:
-        if len(lines) == 1:
-            try:
-                return [await client.execute_command(*lines[0], NEVER_DECODE=True)]
-            except ResponseError as error:
-                return [error]
-        replies: list[Any] = []
-        for portion in _commands.portions(lines):
-            async with client.pipeline(transaction=False) as pipe:
-                for line in portion:
-                    await _queued(pipe.execute_command(*line, NEVER_DECODE=True))
-                replies += await pipe.execute(raise_on_error=False)
-        return replies
-
-    def _client(self) -> Any:
+    def _here(self) -> _Loop:
         loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
+        here = self._loops.get(loop)
+        if here is None:
             client = _twin_client(self.client, to_async=True) if self._given_away else self.client
             self._given_away = True
-            self._clients[loop] = client
-        return client
+            here = self._loops[loop] = _Loop(client, self.timeout_ms / 1000, self.commit_timeout_ms / 1000)
+        return here
 
     async def aclose(self) -> None:
         """Close the connections that the transport opened in this event loop; the given client stays open."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None and client is not self.client:
-            await client.connection_pool.disconnect()
+        here = self._loops.pop(asyncio.get_running_loop(), None)
+        if here is not None:
+            await here.batches.drain()
+            if here.client is not self.client:
+                await here.client.connection_pool.disconnect()
 
     def twin(self) -> RedisSyncTransport:
         """Return a sync transport to the same server."""
@@ -212,6 +241,10 @@ class RedisAsyncTransport:
             timeout=self.timeout_ms / 1000,
             commit_timeout=self.commit_timeout_ms / 1000,
         )
+
+
+# What readers send. A commit's own effects are one round trip for all of its rows already.
+_BATCHED = frozenset({Lookup, Lease, Fill, Resign})
 
 
 def _is_commit(effect: Effect[Any]) -> bool:
