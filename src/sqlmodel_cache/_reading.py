@@ -146,6 +146,8 @@ class Reader:
             bind = _sqlalchemy.bind_of(session, entity.mapper)
             if isinstance(bind, Connection) and (bind.closed or bind.invalidated):
                 return None
+            if bind.dialect.is_async and not _sqlalchemy.in_greenlet():
+                return None  # the SELECT would raise MissingGreenlet
             namespace = self._naming.namespace(session, bind)
         except ConfigurationError:
             raise
