@@ -53,6 +53,7 @@ LAYERS: dict[str, set[str]] = {
         "errors",
         "metrics",
     },
+    "_lazy": {"_entities", "_reading", "_sqlalchemy", "config"},
     "_writing": {
         "_driver",
         "_effects",
@@ -69,6 +70,7 @@ LAYERS: dict[str, set[str]] = {
     "cache": {
         "_driver",
         "_entities",
+        "_lazy",
         "_namespace",
         "_reading",
         "_statements",
@@ -77,7 +79,7 @@ LAYERS: dict[str, set[str]] = {
         "metrics",
         "transport",
     },
-    "explanation": {"_entities", "_shapes", "config", "errors"},
+    "explanation": {"_entities", "_lazy", "_shapes", "config", "errors"},
     "session": {"_effects", "_sqlalchemy", "_sqltext", "_writeset", "_writing", "cache", "config", "errors"},
     "configure": {
         "_entities",
@@ -112,6 +114,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_statements": {"sqlalchemy"},
     "transport.redis": {"redis"},
     "_reading": {"sqlalchemy"},
+    "_lazy": {"sqlalchemy"},
     "_writing": {"sqlalchemy"},
     "session": {"sqlalchemy"},
     "configure": {"sqlalchemy"},

@@ -84,8 +84,19 @@ class Reader:
         self._versions = Versions()
         self.not_stored: dict[type, dict[str, str]] = {}  # class -> attribute -> why
 
-    def get(self, session: Session, class_: Any, ident: Any, options: dict[str, Any], load: Callable[[], Any]) -> Any:
-        """Return what `load()`, the session's own `get`, would return, from the cache if that is safe."""
+    def get(
+        self,
+        session: Session,
+        class_: Any,
+        ident: Any,
+        options: dict[str, Any],
+        load: Callable[[], Any],
+        path: Any = None,
+    ) -> Any:
+        """Return what `load()`, the session's own `get`, would return, from the cache if that is safe.
+
+        `path` is where the load began, if not with the class.
+        """
         entity = self._entities.get(class_) if self._enabled else None
         if entity is None:
             return load()
@@ -122,7 +133,8 @@ class Reader:
         self._count(answer)
         if answer.decoded is not None:
             shape, values = answer.decoded
-            return _sqlalchemy.attach(session, shape.mapper, request.key, values, shape.path, shape.expired)
+            path = shape.path if path is None else path
+            return _sqlalchemy.attach(session, shape.mapper, request.key, values, path, shape.expired)
         return answer.row
 
     def close(self) -> None:

@@ -60,17 +60,23 @@ class CacheConfig:
         missing_ttl: seconds for which "no such row" is cached; None caches no absence. Then an INSERT fences its key
             like any other write, and one whose key is not in its parameters (autoincrement) fences the table. Every
             process that inserts must know it: deploy it to writers first.
+        many_to_one: True also answers lazy loads of the model by its primary key, as of `hero.team`, under the same
+            rules and with the same guarantee as a `get`: a load that begins after a `commit()` has returned never
+            gives the row as it was before that commit. Loads of an object that a statement with loader options has
+            loaded go to the database. `relationship(info={"cache": True})`, or False, decides for one relationship.
 
     Raises:
-        ConfigurationError: a ttl that is not a positive duration, an `enabled` that is not a bool.
+        ConfigurationError: a ttl that is not a positive duration, an `enabled` or `many_to_one` that is not a bool.
     """
 
     enabled: bool = True
     ttl: Duration | None = None
     missing_ttl: Duration | None = None
+    many_to_one: bool = False
 
     def __post_init__(self) -> None:
         flag("CacheConfig(enabled)", self.enabled)
+        flag("CacheConfig(many_to_one)", self.many_to_one)
         if self.ttl is not None:
             milliseconds("CacheConfig(ttl)", self.ttl)
         if self.missing_ttl is not None:
