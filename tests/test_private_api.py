@@ -213,6 +213,18 @@ def test_lazy_loads_go_through_the_replaced_method() -> None:
         engine.dispose()
 
 
+@pytest.mark.parametrize("at", range(5))
+def test_parts_of_other_loads_are_not_plain(at: int) -> None:
+    """Whatever a caller of the replaced method adds to a lazy load makes it another; so does a key that is missing."""
+    state: InstanceState[object] = _sqlalchemy.instance_state(_Node(id=1))
+    none = (None, (), (), None, {})
+    assert not _sqlalchemy.is_plain_load(state, PASSIVE_OFF, *none)
+    state.key = (_Node, (1,), None)
+    assert _sqlalchemy.is_plain_load(state, PASSIVE_OFF, *none)
+    assert not _sqlalchemy.is_plain_load(state, PASSIVE_OFF | PassiveFlag.NO_AUTOFLUSH, *none)
+    assert not _sqlalchemy.is_plain_load(state, PASSIVE_OFF, *none[:at], {"some": "thing"}, *none[at + 1 :])
+
+
 class _Base(DeclarativeBase):
     """Keeps the table out of the other tests'."""
 

@@ -533,7 +533,8 @@ def listener_of_statements(world: World) -> None:
         @event.listens_for(session, "do_orm_execute")
         def _execute(state: Any) -> None:
             seen.append(state.is_relationship_load)
-            state.statement = state.statement.options(with_loader_criteria(LTeam, LTeam.name == "z"))
+            if state.is_relationship_load:
+                state.statement = state.statement.options(with_loader_criteria(LTeam, LTeam.name == "z"))
 
         follow(world, load(session, LHero), "team", "bypass")
         world.see("seen", seen)

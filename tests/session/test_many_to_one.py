@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from conftest import Log, Store, url_of
 from models import Team
-from sqlalchemy import Engine, delete, event, text, update
-from sqlalchemy.orm import selectinload
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, delete, event, text, update
+from sqlalchemy.orm import registry, selectinload
 from sqlmodel import Field, Relationship, Session, SQLModel, create_engine, select
 
 from sqlmodel_cache import CacheConfig, ConfigurationError, SQLModelCache
@@ -41,12 +41,22 @@ class Soldier(SQLModel, table=True):
     asked: Team | None = Relationship(sa_relationship_kwargs={"viewonly": True, "info": {"cache": True}})
 
 
+class Asleep(SQLModel, table=True):
+    """Opted in, and is not cached."""
+
+    __cache_config__ = CacheConfig(enabled=False, many_to_one=True)
+    id: int | None = Field(default=None, primary_key=True)
+
+
 class Guest(SQLModel, table=True):
-    """Not cached itself; of what it refers to, one relationship is no look-up by primary key."""
+    """Not cached itself; of what it refers to, only the first is a look-up of a cached model, and sent."""
 
     id: int | None = Field(default=None, primary_key=True)
     squad_id: int | None = Field(default=None, foreign_key="squad.id")
+    asleep_id: int | None = Field(default=None, foreign_key="asleep.id")
     squad: Squad | None = Relationship()
+    asleep: Asleep | None = Relationship()
+    raising: Squad | None = Relationship(sa_relationship_kwargs={"viewonly": True, "lazy": "raise"})
     red: Squad | None = Relationship(
         sa_relationship_kwargs={
             "viewonly": True,
@@ -338,6 +348,24 @@ def test_disabled(engine: Engine, cache: Store, sql: Log) -> None:
     assert squad(engine) == "Red"
     assert len(sql.take()) == 2
     assert SQLModelCache.stats().bypasses == 0
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_declaration_is_read_again(engine: Engine, sql: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of relationships is forgotten when a class is mapped, as what is known of classes is."""
+    recruit(engine)
+    warm(engine, Squad)
+    sql.take()
+    assert squad(engine) == "Red"
+    assert sql.take() == []
+    monkeypatch.setattr(Squad, "__cache_config__", CacheConfig())
+
+    registry().map_imperatively(
+        type("Late", (), {}), Table("late", MetaData(), Column("id", Integer, primary_key=True))
+    )
+
+    assert squad(engine) == "Red"
+    assert len(sql.take()) == 1
 
 
 @pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
