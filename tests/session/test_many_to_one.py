@@ -14,7 +14,7 @@ from sqlalchemy import Column, Engine, Integer, MetaData, Table, delete, event, 
 from sqlalchemy.orm import registry, selectinload
 from sqlmodel import Field, Relationship, Session, SQLModel, create_engine, select
 
-from sqlmodel_cache import CacheConfig, ConfigurationError, SQLModelCache
+from sqlmodel_cache import CacheConfig, ConfigurationError, SQLModelCache, _sqlalchemy
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -343,7 +343,10 @@ def test_disabled(engine: Engine, cache: Store, sql: Log) -> None:
     """Where nothing may be read from the cache, lazy loads are SQLAlchemy's own."""
     recruit(engine)
     squad(engine)
+    SQLModelCache.reset()
+    own = _sqlalchemy.LazyLoader._emit_lazyload
     SQLModelCache.configure(cache.transport, enabled=False)
+    assert _sqlalchemy.LazyLoader._emit_lazyload is own
     sql.take()
     assert squad(engine) == "Red"
     assert len(sql.take()) == 2
