@@ -139,7 +139,8 @@ def test_new_instance_is_what_loading_makes() -> None:
         loaded = one.get_one(Hero, 1)
         mapper = inspect_mapper(Hero)
         values = {key: getattr(loaded, key) for key in ("id", "name", "age", "team_id")}
-        attached = _sqlalchemy.attach(two, mapper, (Hero, (1,), None), values, _sqlalchemy.path_of(mapper), ())
+        maker = _sqlalchemy.Maker(mapper, _sqlalchemy.path_of(mapper), ())
+        attached = maker.attach(two, (Hero, (1,), None), values)
         assert seen == [attached]
         states = [InstanceState.__getstate__(_sqlalchemy.instance_state(each)) for each in (loaded, attached)]
         for state in states:

@@ -80,6 +80,31 @@ SIGNATURES = {
         "fence_ttl": 60,
         "on_unreachable": "serve",
         "snapshot_reads": "requested",
+        "fill_wait": 0.25,
+    },
+    "get_many": {
+        "session": inspect.Parameter.empty,
+        "entity": inspect.Parameter.empty,
+        "idents": inspect.Parameter.empty,
+        "execution_options": None,
+    },
+    "aget_many": {
+        "session": inspect.Parameter.empty,
+        "entity": inspect.Parameter.empty,
+        "idents": inspect.Parameter.empty,
+        "execution_options": None,
+    },
+    "get_by": {
+        "session": inspect.Parameter.empty,
+        "entity": inspect.Parameter.empty,
+        "execution_options": None,
+        "key": inspect.Parameter.empty,
+    },
+    "aget_by": {
+        "session": inspect.Parameter.empty,
+        "entity": inspect.Parameter.empty,
+        "execution_options": None,
+        "key": inspect.Parameter.empty,
     },
     "reset": {},
     "get_config": {},
@@ -99,7 +124,7 @@ def test_sqlmodelcache_methods_have_their_signatures(method: str) -> None:
     parameters = inspect.signature(getattr(SQLModelCache, method)).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
     by_position = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
-    assert set(by_position) <= {"transport", "model", "pk"}
+    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "key"}
 
 
 def test_readme_lists_every_argument_of_configure() -> None:

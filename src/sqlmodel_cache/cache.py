@@ -10,6 +10,7 @@ from ._driver import Driver
 from ._entities import Entities
 from ._lazy import LazyLoads
 from ._namespace import Naming
+from ._queries import Queries
 from ._reading import Reader
 from ._statements import Statements
 from ._writing import Writer
@@ -32,6 +33,7 @@ class Cache:
         self.naming = naming = Naming(settings)
         self.reader = Reader(settings, self.driver, self.entities, naming, self.counters)
         self.lazy_loads = LazyLoads(self.entities, self.reader)
+        self.queries = Queries(self.reader)
         self.writer = Writer(settings, self.driver, naming, self.counters)
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, fields
 
 
@@ -19,6 +18,7 @@ class Stats:
     fills: int = 0  # rows stored
     refused: int = 0  # fills that came too late: a commit or another fill was first
     fenced: int = 0  # misses that found a commit in flight
+    shared: int = 0  # misses that were told what another get was about to read
     uncached: int = 0  # misses whose row must not be stored: missing, own writes, old snapshot, values
     corrupt: int = 0  # payloads that did not decode; each was replaced
     errors: int = 0  # misses and invalidations that the transport failed
@@ -30,12 +30,12 @@ class Counters:
 
     def __init__(self) -> None:
         # Threads may race on an increment and lose one; a lock here would cost every hit more than a count is worth.
-        self._counts: Counter[str] = Counter()
+        self.counts = {field.name: 0 for field in fields(Stats)}
 
     def add(self, name: str, count: int = 1) -> None:
         """Count; `name` is a field of `Stats`."""
-        self._counts[name] += count
+        self.counts[name] += count
 
     def snapshot(self) -> Stats:
         """Return the counts so far."""
-        return Stats(**{field.name: self._counts[field.name] for field in fields(Stats)})
+        return Stats(**self.counts)

@@ -27,6 +27,7 @@ from parity.zoo_lazy import (
     LOwner,
     LPair,
     LPlain,
+    LRenewed,
     LTeam,
 )
 from sqlalchemy import event, inspect, select, text
@@ -49,7 +50,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 TARGETS: list[tuple[Any, Any]] = [
     (LTeam, 1), (LTeam, 2), (LBadge, 1), (LListened, 1), (LPair, (1, "x")), (LAnimal, 1), (LAnimal, 2), (LAnimal, 3),
-    (LDog, 1), (LPlain, 1), (LCity, 1), (LNode, 1), (LNode, 2), (LMissed, 9),
+    (LDog, 1), (LPlain, 1), (LRenewed, 1), (LCity, 1), (LNode, 1), (LNode, 2), (LMissed, 9),
 ]  # fmt: skip
 
 SCENARIOS: dict[str, Scenario] = {}

@@ -111,6 +111,14 @@ class LMissed(Base):
     name: Mapped[str]
 
 
+class LRenewed(Base):
+    """Its hits are found by the protocol's plan, which asks whether to renew them."""
+
+    __tablename__ = "l_renewed"
+    __cache_config__ = CacheConfig(many_to_one=True, refresh_ahead=1.0)
+    name: Mapped[str]
+
+
 class LPlain(Base):
     """Cached, but not for relationships, unless one asks for it."""
 
@@ -155,6 +163,7 @@ class LHero(Base):
     animal_id: Mapped[int | None] = _to("l_animal")
     missed_id: Mapped[int | None]
     plain_id: Mapped[int | None] = _to("l_plain")
+    renewed_id: Mapped[int | None] = _to("l_renewed")
     team_code: Mapped[str | None] = mapped_column(ForeignKey("l_team.code"))
 
     team: Mapped[LTeam | None] = relationship(back_populates="heroes", foreign_keys=team_id)
@@ -167,6 +176,7 @@ class LHero(Base):
     missed: Mapped[LMissed | None] = relationship(
         primaryjoin=lambda: foreign(LHero.missed_id) == LMissed.id, viewonly=True
     )
+    renewed: Mapped[LRenewed | None] = relationship()
     plain: Mapped[LPlain | None] = relationship(overlaps="asked")
     asked: Mapped[LPlain | None] = relationship(info={"cache": True}, overlaps="plain")
 
@@ -229,12 +239,13 @@ def rows() -> list[Any]:
         LCat(id=2, name="m"),
         LAnimal(id=3, name="n"),
         LPlain(id=1, name="p"),
+        LRenewed(id=1, name="r"),
         LNode(id=1, name="1"),
         LNode(id=2, name="2", parent_id=1),
         LNode(id=3, name="3", parent_id=2),
         LHero(
             id=1, name="h", team_id=1, other_id=2, listened_id=1, pair_id=1, pair_part="x", animal_id=1, missed_id=9,
-            plain_id=1, team_code="A",
+            plain_id=1, renewed_id=1, team_code="A",
         ),
         LSidekick(id=2, name="s", team_id=1, animal_id=2, pair_id=1),
         LHero(id=3, name="o", team_id=7, animal_id=3),
@@ -251,5 +262,6 @@ LINKS: dict[str, Case] = {
     "pair": Case(LPair, (1, "x"), list, ("name", "q")),
     "animal": Case(LAnimal, 1, list, ("name", "q")),
     "dog": Case(LDog, 1, list, ("name", "q")),
+    "renewed": Case(LRenewed, 1, list, ("name", "q")),
     "asked": Case(LPlain, 1, list, ("name", "q")),
 }

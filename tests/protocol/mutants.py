@@ -16,6 +16,7 @@ from sqlmodel_cache._effects import (
     Begin,
     Commit,
     End,
+    Entry,
     Fill,
     Granted,
     Keys,
@@ -26,7 +27,7 @@ from sqlmodel_cache._effects import (
     Outcome,
 )
 from sqlmodel_cache._plan import Plan, perform
-from sqlmodel_cache._protocol import Answer, Source
+from sqlmodel_cache._protocol import Answer, Reading, Source
 from sqlmodel_cache.transport.memory import _Fence, _Value
 
 # transports
@@ -260,15 +261,13 @@ def ends_on_unknown_outcome(keys: Keys, debts: Any, *, new_id: Any, **settings: 
     return outcome
 
 
-def selects_before_lease(
-    entry: Any, fingerprint: bytes, decode: Any, *, ttl_ms: int, new_id: Any, **_: Any
-) -> Plan[Any]:
+def selects_before_lease(entry: Entry, reading: Reading[Any], *, new_id: Any) -> Plan[Any]:
     """A read that asks for its lease when it has its row."""
-    yield from perform(Lookup(entry, fingerprint))
+    yield from perform(Lookup(entry, reading.fingerprint))
     loaded = yield from perform(Load())
-    found = yield from perform(Lease(entry, fingerprint, new_id()))
+    found = yield from perform(Lease(entry, reading.fingerprint, new_id()))
     if isinstance(found, Granted) and loaded.payload is not None:
-        yield from perform(Fill(entry, found, fingerprint, loaded.payload, ttl_ms))
+        yield from perform(Fill(entry, found, reading.fingerprint, loaded.payload, reading.ttl_ms))
     return Answer(Source.FILLED, None, loaded.row)
 
 

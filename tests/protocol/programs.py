@@ -14,6 +14,7 @@ from typing import Any
 from sqlmodel_cache import InvalidationError, TransportError, _protocol
 from sqlmodel_cache._effects import ABSENT, Commit, Entry, Keys, Lease, Load, Outcome
 from sqlmodel_cache._plan import Effect, Plan, perform
+from sqlmodel_cache._protocol import Reading
 from sqlmodel_cache.errors import CodecError
 
 ENTRY = Entry("c:{db/hero:0}:1", "c:{db/hero:0}")
@@ -99,10 +100,12 @@ def decode(payload: bytes) -> int:
     return int(payload)
 
 
-def reader(read: Callable[..., Plan[Any]] = _protocol.read, fingerprint: bytes = FINGERPRINT) -> Program:
+def reader(
+    read: Callable[..., Plan[Any]] = _protocol.read, fingerprint: bytes = FINGERPRINT, **options: Any
+) -> Program:
     """Return a program that gets the row in READ COMMITTED."""
-    ttls = {"ttl_ms": TTL_MS, "absent_ttl_ms": TTL_MS}
-    return lambda process: read(ENTRY, fingerprint, decode, new_id=process.new_id, **ttls)
+    reading = Reading(fingerprint, decode, TTL_MS, TTL_MS, **options)
+    return lambda process: read(ENTRY, reading, new_id=process.new_id)
 
 
 def snapshot_reader() -> Program:

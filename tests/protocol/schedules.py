@@ -21,9 +21,36 @@ from typing import Any
 
 from protocol.programs import Abort, Process, Program, Snapshot, Update, payload_of
 from protocol.scenario import LOST, OVER, Position, Proc, Report, Scenario, State, Step
-from protocol.world import DEAD, EMPTY, LIVE_ROW, LIVE_TABLE, Cells, Names, Shelf, lapsed, pending, show, word
+from protocol.world import (
+    DEAD,
+    EMPTY,
+    LIVE_ROW,
+    LIVE_TABLE,
+    Cells,
+    Names,
+    Shelf,
+    elected,
+    lapsed,
+    pending,
+    show,
+    too_late,
+    word,
+)
 
-from sqlmodel_cache._effects import ABSENT, Begin, Commit, End, Fill, Granted, Lease, Load, Loaded, Outcome
+from sqlmodel_cache._effects import (
+    ABSENT,
+    Begin,
+    Commit,
+    End,
+    Fill,
+    Filling,
+    Granted,
+    Lease,
+    Load,
+    Loaded,
+    Outcome,
+    Resign,
+)
 from sqlmodel_cache._plan import Effect
 from sqlmodel_cache.errors import TransportError
 
@@ -164,7 +191,7 @@ class Explorer:
         if isinstance(effect, Begin | End):
             event += f" -> {show(cells)}"
         yield event, self._told(self._after(state, cells, names), at, reply)
-        if state.lost and (is_writer or isinstance(effect, Lease | Fill)):
+        if state.lost and (is_writer or isinstance(effect, Lease | Fill | Resign)):
             late = tuple(sorted((*state.late, self._effect_number(effect))))
             broken = state._replace(lost=state.lost - 1, late=late)
             yield f"{name}: {type(effect).__name__} fails, may be executed later", self._told(broken, at, LOST)
@@ -225,6 +252,8 @@ class Explorer:
                 if scenario.deadlines == "any" or owner.txn in OVER:
                     new = cells._replace(**{"row" if at == 0 else "table": lapsed(cell, token)})
                     yield f"the deadline of {token.decode().strip('.')} passes on {label}", state._replace(cells=new)
+        if elected(cells.row):
+            yield "the time of the elected one passes", state._replace(cells=Cells(too_late(cells.row), cells.table))
         if state.evictions and scenario.restores:
             yield "the cache restarts from an old snapshot", self._lose(state, self._start)
 
@@ -258,7 +287,7 @@ class Explorer:
 
     def _rename_late(self, number: int, names: Names) -> int:
         effect = self._effects[number]
-        if not isinstance(effect, Fill):
+        if not isinstance(effect, Fill | Resign):
             return number
         kept = Names(LIVE_ROW if names.row == LIVE_ROW else None, LIVE_TABLE if names.table == LIVE_TABLE else None)
         return self._effect_number(replace(effect, lease=kept.of_lease(effect.lease)))
@@ -328,8 +357,13 @@ def _follow(program: Program, name: str, replies: tuple[Any, ...]) -> Position:
 
 def _remembers(replies: tuple[Any, ...], began: int) -> bool:
     """Return whether a lease's very versions were seen before the snapshot began: the version memory of the session."""
-    leases = [at for at, reply in enumerate(replies) if type(reply) is Granted]
-    return bool(leases) and leases[0] < began < leases[-1] and replies[leases[0]] == replies[leases[-1]]
+    leases = [(at, _versions(reply)) for at, reply in enumerate(replies) if isinstance(reply, Granted | Filling)]
+    return bool(leases) and leases[0][0] < began < leases[-1][0] and leases[0][1] == leases[-1][1]
+
+
+def _versions(reply: Granted | Filling) -> tuple[bytes, bytes]:
+    lease = reply.lease if isinstance(reply, Filling) else reply
+    return lease.version, lease.table_version
 
 
 def _trace(origin: list[tuple[int, str]], at: int) -> list[str]:
