@@ -72,6 +72,7 @@ LAYERS: dict[str, set[str]] = {
         "errors",
         "metrics",
     },
+    "_lazy": {"_entities", "_reading", "_sqlalchemy", "config"},
     "_queries": {
         "_admission",
         "_driver",
@@ -101,6 +102,7 @@ LAYERS: dict[str, set[str]] = {
     "cache": {
         "_driver",
         "_entities",
+        "_lazy",
         "_namespace",
         "_queries",
         "_reading",
@@ -110,7 +112,7 @@ LAYERS: dict[str, set[str]] = {
         "metrics",
         "transport",
     },
-    "explanation": {"_entities", "_shapes", "config", "errors"},
+    "explanation": {"_entities", "_lazy", "_shapes", "config", "errors"},
     "session": {"_effects", "_sqlalchemy", "_sqltext", "_writeset", "_writing", "cache", "config", "errors"},
     "configure": {
         "_entities",
@@ -149,6 +151,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_unique": {"msgspec", "sqlalchemy"},
     "_admission": {"sqlalchemy"},
     "_reading": {"sqlalchemy"},
+    "_lazy": {"sqlalchemy"},
     "_queries": {"sqlalchemy"},
     "_writing": {"sqlalchemy"},
     "session": {"sqlalchemy"},

@@ -146,8 +146,9 @@ def test_get_config_returns_what_was_configured() -> None:
 
 
 def test_cache_config_fields() -> None:
-    """`CacheConfig(enabled=True, ttl=None, missing_ttl=None)`, immutable."""
-    assert CacheConfig() == CacheConfig(True, None) == CacheConfig(enabled=True, ttl=None, missing_ttl=None)
+    """`CacheConfig(enabled=True, ttl=None, missing_ttl=None, many_to_one=False)`, immutable."""
+    assert CacheConfig() == CacheConfig(True, None)
+    assert CacheConfig() == CacheConfig(enabled=True, ttl=None, missing_ttl=None, many_to_one=False)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(CacheConfig(), "ttl", 1)  # noqa: B010  a checker would object to the statement
 

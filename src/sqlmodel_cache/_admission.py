@@ -118,17 +118,23 @@ class _Usual:
     pool: weakref.ref[Pool]
     options: Any  # of the engine
     shares: bool  # sessions on this pool may share a transaction
+    awaits: bool  # the engine is an asyncio one
     pid: int  # in-memory databases part ways at a fork
 
     def fits(self, session: Session, entity: Entity) -> bool:
         """Return whether the lane would be found again for a session: what most sessions are is all that it asks."""
         if type(session) is not self.session_class or not _sqlalchemy.is_unused(session):
             return False
-        bind = session.get_bind(entity.mapper)
+        try:
+            bind = session.get_bind(entity.mapper)
+        except Exception:  # no bind: whoever looks closer says what that means
+            return False
         if bind.get_execution_options() is not self.options or not isinstance(bind, Engine):
             return False
         pool = bind.pool
         if pool is not self.pool() or self.pid != os.getpid():
+            return False
+        if self.awaits and not _sqlalchemy.in_greenlet():
             return False
         if self.shares:
             shared = shared_transaction(pool)
@@ -170,6 +176,8 @@ class Admission:
             bind = _sqlalchemy.bind_of(session, entity.mapper)
             if isinstance(bind, Connection) and (bind.closed or bind.invalidated):
                 return None
+            if _nobody_awaits(bind):
+                return None
             namespace = self._naming.namespace(session, bind)
         except ConfigurationError:
             raise
@@ -207,6 +215,7 @@ class Admission:
                 weakref.ref(bind.pool),
                 bind.get_execution_options(),
                 shares_transactions(bind.pool),
+                bind.dialect.is_async,
                 os.getpid(),
             )
 
@@ -272,6 +281,11 @@ class Admission:
         if not any(self._naming.namespace(session, connection) == lane.ref.namespace for connection in connections):
             return [False] * len(pks)
         return [not any(state.covers(lane.ref, pk) for state in states) for pk in pks]
+
+
+def _nobody_awaits(bind: Engine | Connection) -> bool:
+    """Return whether a SELECT would raise MissingGreenlet: it is asyncio's, and nobody awaits it."""
+    return bind.dialect.is_async and not _sqlalchemy.in_greenlet()
 
 
 def _is_plain(

@@ -165,7 +165,7 @@ def known_transaction_of(connection: Connection) -> Transaction | None:
 def forget(info: dict[Any, Any]) -> None:
     """End the transaction of a DBAPI connection that goes back to its pool, which has rolled it back."""
     found: Transaction | None = info.get(_INFO_KEY)
-    if found is not None:
+    if found is not None and (found.began is not None or found.wrote or found.failed):
         found.end()
 
 

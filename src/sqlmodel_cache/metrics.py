@@ -7,7 +7,10 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counts of this process since `configure()`. A get of a cached model is exactly one hit, miss or bypass."""
+    """Counts of this process since `configure()`. A get of a cached model is exactly one hit, miss or bypass.
+
+    So is a lazy load of a relationship that opted in, but for those of an attribute's history, or of a larger load.
+    """
 
     hits: int = 0  # gets answered from the cache
     misses: int = 0  # gets that looked in the cache and then read the database
