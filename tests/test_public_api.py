@@ -113,7 +113,8 @@ SIGNATURES = {
     "invalidate_all": {"bind": None},
     "ainvalidate": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
     "ainvalidate_all": {"bind": None},
-    "aclose": {},
+    "close": {"timeout": 1},
+    "aclose": {"timeout": 1},
     "explain": {"model": inspect.Parameter.empty},
 }
 
