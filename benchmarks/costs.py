@@ -18,7 +18,7 @@ from sqlmodel import Session, select
 
 import sqlmodel_cache
 from benchmarks.measure import Case
-from benchmarks.model import HAS_NEAR, ROWS, Nearby, Product, Uncached, numbers, values
+from benchmarks.model import HAS_NEAR, ROWS, Nearby, Product, Uncached, numbers, payload, values
 from benchmarks.table import Goal, Line, raced
 from benchmarks.world import PATIENCE, World, cached, get_each
 from benchmarks.writes import NAMESPACE, multiply, rows_in
@@ -150,12 +150,8 @@ def _memory_transport(rows: int) -> MemoryTransport:
         entry = Entry(f"{table}:{pk}", table)
         lease = transport.execute(Lease(entry, b"fingerpr", pk.to_bytes(16, "big")))
         assert isinstance(lease, Granted)
-        payload = bytes(bytearray(PAYLOAD))
-        assert transport.execute(Fill(entry, lease, b"fingerpr", payload, 300_000))
+        assert transport.execute(Fill(entry, lease, b"fingerpr", payload(pk), 300_000))
     return transport
-
-
-PAYLOAD = bytes(70)  # about as long as the model's
 
 
 def _near_memory(world: World) -> Iterator[Line]:

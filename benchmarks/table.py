@@ -89,12 +89,12 @@ def raced(path: str, found: Race, floor_is: str, limit: float | None, *more: Goa
 
 def header() -> str:
     """Return the head of the table, as it is printed."""
-    return f"{'path':<44} {'measured':>12} {'floor':>12}  reached, with the rounds' quartiles, and target"
+    return f"{'path':<44} {'measured':>14} {'floor':>14}  reached, with the rounds' quartiles, and target"
 
 
 def printed(line: Line) -> Iterator[str]:
     """Return a line as it is printed: the figures below each other."""
-    left = f"{line.path:<44} {line.measured:>12} {line.floor:>12}"
+    left = f"{line.path:<44} {line.measured:>14} {line.floor:>14}"
     for goal in line.goals or (None,):
         words = [] if goal is None else [goal.reached, goal.spread, goal.target, "" if goal.met else "MISSED"]
         yield f"{left}  {'  '.join(filter(None, words))}".rstrip()
