@@ -43,9 +43,11 @@ def sample(run: Callable[[int], object], seconds: float) -> Stacks:
     ours = sys._getframe()
 
     def note(_: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_globals is globals():
+            return  # the sampling itself
         stack: list[str] = []
         while frame is not None and frame is not ours:
-            stack.append(f"{frame.f_globals.get('__name__', '?')} {frame.f_code.co_name}")
+            stack.append(f"{_module(frame)} {frame.f_code.co_name}")
             frame = frame.f_back
         stacks[tuple(reversed(stack))] += 1
 
@@ -59,6 +61,12 @@ def sample(run: Callable[[int], object], seconds: float) -> Stacks:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     return stacks
+
+
+def _module(frame: FrameType) -> str:
+    """Return the module of a frame. Two generate code that does not say whose it is."""
+    name = frame.f_globals.get("__name__")
+    return name or ("sqlalchemy" if "sqlalchemy" in frame.f_code.co_filename else "sqlmodel_cache._codec")
 
 
 def owner(frame: str) -> tuple[str, str]:
