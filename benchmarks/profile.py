@@ -124,7 +124,7 @@ def draw(stacks: Stacks, title: str, target: File) -> None:
 def _legend() -> Iterator[str]:
     at = WIDTH - 8.0
     for name, colour in reversed((*OWNERS.values(), OTHERS)):
-        at -= LETTER * len(name) + 24
+        at -= 1.1 * LETTER * len(name) + 26
         yield f'<rect x="{at:.0f}" y="10" width="12" height="12" fill="{colour}"/>'
         yield f'<text x="{at + 16:.0f}" y="20">{name}</text>'
 
