@@ -23,6 +23,7 @@ PUBLIC = {
         "CodecError",
         "ConfigurationError",
         "Explanation",
+        "FollowerError",
         "InvalidationError",
         "MemoryTransport",
         "RedisAsyncTransport",
@@ -89,6 +90,16 @@ SIGNATURES = {
     "ainvalidate": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
     "ainvalidate_all": {"bind": None},
     "aclose": {},
+    "follow": {
+        "database": inspect.Parameter.empty,
+        "setup": False,
+        "name": None,
+        "namespaces": None,
+        "outbox": False,
+        "max_slot_bytes": None,
+        "alarm_bytes": 1 << 30,
+        "report": None,
+    },
     "explain": {"model": inspect.Parameter.empty},
 }
 
@@ -99,7 +110,7 @@ def test_sqlmodelcache_methods_have_their_signatures(method: str) -> None:
     parameters = inspect.signature(getattr(SQLModelCache, method)).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
     by_position = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
-    assert set(by_position) <= {"transport", "model", "pk"}
+    assert set(by_position) <= {"transport", "model", "pk", "database"}
 
 
 def test_readme_lists_every_argument_of_configure() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from sqlalchemy.engine import Connection, Engine
@@ -26,9 +28,13 @@ from .transport import (
 from .transport.redis import from_url
 
 if TYPE_CHECKING:
+    from sqlalchemy import URL
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
+    from .follow import FollowStats
+
 Bind: TypeAlias = "Session | Connection | Engine | AsyncBind"
+AnyDatabase: TypeAlias = "Engine | AsyncEngine | URL | str"
 AsyncBind: TypeAlias = "AsyncSession | AsyncConnection | AsyncEngine"
 
 
@@ -153,6 +159,60 @@ class SQLModelCache:
     async def ainvalidate_all(cls, *, bind: AsyncBind | None = None) -> None:
         """`invalidate_all`, in an event loop."""
         await _sqlalchemy.in_new_greenlet(cls.invalidate_all, bind=bind)
+
+    @classmethod
+    async def follow(
+        cls,
+        database: AnyDatabase,
+        *,
+        setup: bool = False,
+        name: str | None = None,
+        namespaces: Iterable[str] | None = None,
+        outbox: bool = False,
+        max_slot_bytes: int | None = None,
+        alarm_bytes: int = 1 << 30,
+        report: Callable[[FollowStats], object] | None = None,
+    ) -> None:
+        """Invalidate what other programs change in a database, until the task that awaits this is cancelled.
+
+        Several processes may follow one database: one of them does, another takes over when it ends. Needs the extra
+        `follow`. Its work is done in a thread of its own.
+
+        Args:
+            database: an engine, or a URL: PostgreSQL with `wal_level = logical`, or any that `outbox` serves.
+            setup: first make what is missing in the database; otherwise `sqlmodel-cache follow --setup` has to.
+            name: of the publication and the slot, or the outbox; followers of one name are one. Caches that do not
+                share a Redis and a key prefix need one each.
+            namespaces: all that there are, where `configure(namespace=...)` is a callable.
+            outbox: read what triggers have written into a table, in place of the database's log: PostgreSQL, SQLite.
+            max_slot_bytes: when the database keeps more for the follower, it lets go of it, and then invalidates
+                everything. None: no bound but the server's own `max_slot_wal_keep_size`.
+            alarm_bytes: when it keeps more than that, a warning is logged.
+            report: is given the follower's `FollowStats` about once a second, in its thread.
+
+        Raises:
+            ConfigurationError: nothing is configured, or an argument is wrong.
+            FollowerError: the database cannot be followed as it is; the error says what to do.
+        """
+        cache = cls._cache
+        if cache is None:
+            raise ConfigurationError("follow", database, "call SQLModelCache.configure() first")
+        from . import follow
+
+        follower = await asyncio.to_thread(
+            follow.follower,
+            cache,
+            database,
+            name=name,
+            namespaces=namespaces,
+            outbox=outbox,
+            max_slot_bytes=max_slot_bytes,
+            alarm_bytes=alarm_bytes,
+            report=report,
+        )
+        if setup:
+            await asyncio.to_thread(follower.source.setup)
+        await follower.arun()
 
     @classmethod
     def get_config(cls) -> Settings | None:
