@@ -115,6 +115,7 @@ LAYERS: dict[str, set[str]] = {
         "transport",
         "transport.redis",
     },
+    "cli": {"configure", "errors", "follow"},
     "__init__": {"config", "configure", "errors", "explanation", "metrics", "transport"},
 }
 
@@ -142,6 +143,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_writing": {"sqlalchemy"},
     "session": {"sqlalchemy"},
     "configure": {"sqlalchemy"},
+    "cli": {"rich", "typer"},
 }
 
 

@@ -90,16 +90,8 @@ SIGNATURES = {
     "ainvalidate": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
     "ainvalidate_all": {"bind": None},
     "aclose": {},
-    "follow": {
-        "database": inspect.Parameter.empty,
-        "setup": False,
-        "name": None,
-        "namespaces": None,
-        "outbox": False,
-        "max_slot_bytes": None,
-        "alarm_bytes": 1 << 30,
-        "report": None,
-    },
+    "follow": {"database": inspect.Parameter.empty, "setup": False, "options": inspect.Parameter.empty},
+    "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
     "explain": {"model": inspect.Parameter.empty},
 }
 
@@ -109,7 +101,7 @@ def test_sqlmodelcache_methods_have_their_signatures(method: str) -> None:
     """Parameters, their order and their defaults; all but the first ones by name only."""
     parameters = inspect.signature(getattr(SQLModelCache, method)).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
-    by_position = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    by_position = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     assert set(by_position) <= {"transport", "model", "pk", "database"}
 
 

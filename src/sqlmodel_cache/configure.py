@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Unpack
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-    from .follow import FollowStats
+    from .follow import Follower, FollowerOptions
 
 Bind: TypeAlias = "Session | Connection | Engine | AsyncBind"
 AnyDatabase: TypeAlias = "Engine | AsyncEngine | URL | str"
@@ -161,58 +160,34 @@ class SQLModelCache:
         await _sqlalchemy.in_new_greenlet(cls.invalidate_all, bind=bind)
 
     @classmethod
-    async def follow(
-        cls,
-        database: AnyDatabase,
-        *,
-        setup: bool = False,
-        name: str | None = None,
-        namespaces: Iterable[str] | None = None,
-        outbox: bool = False,
-        max_slot_bytes: int | None = None,
-        alarm_bytes: int = 1 << 30,
-        report: Callable[[FollowStats], object] | None = None,
-    ) -> None:
+    async def follow(cls, database: AnyDatabase, *, setup: bool = False, **options: Unpack[FollowerOptions]) -> None:
         """Invalidate what other programs change in a database, until the task that awaits this is cancelled.
 
-        Several processes may follow one database: one of them does, another takes over when it ends. Needs the extra
-        `follow`. Its work is done in a thread of its own.
+        Several processes may follow one database: one of them does, another takes over when it ends. The work is done
+        in a thread of its own. Needs the extra `follow`.
 
         Args:
-            database: an engine, or a URL: PostgreSQL with `wal_level = logical`, or any that `outbox` serves.
-            setup: first make what is missing in the database; otherwise `sqlmodel-cache follow --setup` has to.
-            name: of the publication and the slot, or the outbox; followers of one name are one. Caches that do not
-                share a Redis and a key prefix need one each.
-            namespaces: all that there are, where `configure(namespace=...)` is a callable.
-            outbox: read what triggers have written into a table, in place of the database's log: PostgreSQL, SQLite.
-            max_slot_bytes: when the database keeps more for the follower, it lets go of it, and then invalidates
-                everything. None: no bound but the server's own `max_slot_wal_keep_size`.
-            alarm_bytes: when it keeps more than that, a warning is logged.
-            report: is given the follower's `FollowStats` about once a second, in its thread.
+            database: an engine or a URL: PostgreSQL with `wal_level = logical`, or what `outbox` serves.
+            setup: first make what is missing in the database, as `sqlmodel-cache follow --setup` does.
+            options: see `sqlmodel_cache.follow.FollowerOptions`.
 
         Raises:
             ConfigurationError: nothing is configured, or an argument is wrong.
             FollowerError: the database cannot be followed as it is; the error says what to do.
         """
-        cache = cls._cache
-        if cache is None:
-            raise ConfigurationError("follow", database, "call SQLModelCache.configure() first")
-        from . import follow
-
-        follower = await asyncio.to_thread(
-            follow.follower,
-            cache,
-            database,
-            name=name,
-            namespaces=namespaces,
-            outbox=outbox,
-            max_slot_bytes=max_slot_bytes,
-            alarm_bytes=alarm_bytes,
-            report=report,
-        )
+        follower = await asyncio.to_thread(cls.follower, database, **options)
         if setup:
             await asyncio.to_thread(follower.source.setup)
         await follower.arun()
+
+    @classmethod
+    def follower(cls, database: AnyDatabase, **options: Unpack[FollowerOptions]) -> Follower:
+        """Return what `follow` runs, for a thread: its `run()` blocks until its `stop()` is called."""
+        if cls._cache is None:
+            raise ConfigurationError("follow", database, "call SQLModelCache.configure() first")
+        from .follow import follower
+
+        return follower(cls._cache, database, **options)
 
     @classmethod
     def get_config(cls) -> Settings | None:

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, make_url
 from sqlmodel import create_engine
 
 from sqlmodel_cache import SQLModelCache
-from sqlmodel_cache.follow import Follower, follower
+from sqlmodel_cache.follow import Follower
 
 PATIENCE = 30.0  # seconds: what is not about time must not depend on how busy the machine is
 
@@ -94,8 +94,7 @@ class Following:
 @contextmanager
 def following(database: Engine, *, setup: bool = True, calm: bool = True, **options: Any) -> Iterator[Following]:
     """Yield a follower that leads, and has nothing left to do if it shall be `calm`."""
-    assert SQLModelCache._cache is not None
-    made = follower(SQLModelCache._cache, database, **options)
+    made = SQLModelCache.follower(database, **options)
     if setup:
         made.source.setup()
     running = Following(made)

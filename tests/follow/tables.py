@@ -87,7 +87,7 @@ CREATE TABLE follow_person (id int PRIMARY KEY, kind text NOT NULL, note text NO
 CREATE TABLE follow_engineer (id int PRIMARY KEY REFERENCES follow_person, skill text NOT NULL);
 """
 
-NAMES = "event event_old event_new city capital full indexed engineer person".split()
+NAMES = ["event", "event_old", "event_new", "city", "capital", "full", "indexed", "engineer", "person"]
 
 
 def make(engine: Engine) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import URL, create_engine, make_url
 from sqlalchemy.engine import Engine
@@ -17,40 +17,59 @@ from ._changes import Stale
 from ._follower import Follower, FollowStats, Report
 from ._source import Problem, Source, Wake
 
-__all__ = ["FollowStats", "Follower", "Problem", "Report", "follower"]
+__all__ = ["FollowStats", "Follower", "FollowerOptions", "Problem", "Report", "follower"]
 
 
-def follower(
-    cache: Cache,
-    database: Any,
-    *,
-    name: str | None = None,
-    namespaces: Iterable[str] | None = None,
-    outbox: bool = False,
-    max_slot_bytes: int | None = None,
-    alarm_bytes: int = 1 << 30,
-    report: Report | None = None,
-) -> Follower:
-    """Return a follower of a database for a cache. Arguments as in `SQLModelCache.follow`; asks the database's name.
+class FollowerOptions(TypedDict, total=False):
+    """What a follower may be told.
+
+    Attributes:
+        name: of the publication and the slot, or of the outbox's lock; followers of one name elect one. Caches that
+            do not share a Redis and a key prefix need a name each. By default it contains the database's name.
+        namespaces: all that there are, where `configure(namespace=...)` is a callable.
+        outbox: read what triggers have written into a table, not the database's log. PostgreSQL, or an SQLite file.
+        max_slot_bytes: when the database keeps more for the follower, the slot is dropped and made anew, and
+            everything is invalidated. None: no bound but the server's own `max_slot_wal_keep_size`.
+        alarm_bytes: when it keeps more than that, a warning is logged; by default 1 GiB.
+        report: is given the follower's `FollowStats` about once a second, in its thread.
+    """
+
+    name: str | None
+    namespaces: Iterable[str] | None
+    outbox: bool
+    max_slot_bytes: int | None
+    alarm_bytes: int
+    report: Report | None
+
+
+def follower(cache: Cache, database: Any, **options: Unpack[FollowerOptions]) -> Follower:
+    """Return a follower of a database for a cache; asks the database for its name.
 
     Raises:
         ConfigurationError: an argument is wrong, or the namespaces cannot be told.
         SQLAlchemyError: the database cannot be reached.
     """
     url = _url_of(database)
-    stale = Stale(cache.entities, _namespaces(cache, url, namespaces))
+    stale = Stale(cache.entities, _namespaces(cache, url, options.get("namespaces")))
     wake = Wake()
-    source = _source(url, name or _default_name(url), stale, wake, outbox=outbox, max_slot_bytes=max_slot_bytes)
-    return Follower(source, cache.driver, cache.naming, wake, alarm_bytes=alarm_bytes, report=report)
+    return Follower(
+        _source(url, stale, wake, options),
+        cache.driver,
+        cache.naming,
+        wake,
+        alarm_bytes=options.get("alarm_bytes", 1 << 30),
+        report=options.get("report"),
+    )
 
 
-def _source(url: URL, name: str, stale: Stale, wake: Wake, *, outbox: bool, max_slot_bytes: int | None) -> Source:
+def _source(url: URL, stale: Stale, wake: Wake, options: FollowerOptions) -> Source:
     from psycopg.conninfo import make_conninfo
 
     from ._stream import Stream
 
     _, settings = url.get_dialect()().create_connect_args(url)
-    return Stream(make_conninfo(**settings), name, stale, wake, max_slot_bytes=max_slot_bytes)
+    name = options.get("name") or _default_name(url)
+    return Stream(make_conninfo(**settings), name, stale, wake, max_slot_bytes=options.get("max_slot_bytes"))
 
 
 def _url_of(database: Any) -> URL:
