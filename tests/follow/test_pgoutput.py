@@ -101,7 +101,7 @@ def test_frames_are_opened(position: int, wants_reply: bool, payload: bytes) -> 
 def test_status_says_one_position_three_times(position: int, now: float) -> None:
     """Written, flushed and applied are one to the follower; the server may forget what lies before."""
     kind, *positions, at, wants_reply = struct.unpack(">cQQQqB", status(position, now))
-    assert (kind, positions, wants_reply) == (b"r", [position] * 3, 0)
+    assert (kind, positions, wants_reply) == (b"r", [position] * 3, 1)
     assert abs(EPOCH + at / 1_000_000 - now) < 0.001
 
 

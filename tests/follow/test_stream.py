@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from follow.conftest import catch_up, following
+from follow.conftest import catch_up, eventually, following
 from follow.tables import City, Engineer, Event, Full, Indexed, Person
 from models import Badge, Gadget, Hero, Sample, Team
 from sqlalchemy import Engine, inspect
@@ -181,8 +181,6 @@ def test_change_that_no_row_tells_is_followed(
         before = running.stats.tables
         assert all(hit(database, model, pk)[0] for model, pk in keys)
         outside.execute(statement.encode())
-        from follow.conftest import eventually
-
         eventually(lambda: running.stats.tables > before)
         changed = [key for key in keys if not hit(database, *key)[0]]
         assert len(changed) == 1

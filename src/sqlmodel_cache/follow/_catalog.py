@@ -35,7 +35,8 @@ class Member:
 
     Attributes:
         via_root: its changes are published as those of its root, because it is a partition.
-        digest: changes with its columns, with its storage (TRUNCATE, a rewrite), and with its identity.
+        digest: changes with its columns, with its storage (TRUNCATE, a rewrite), with its identity, and when it
+            leaves the publication or joins it.
     """
 
     root: Name
@@ -302,6 +303,8 @@ SELECT rn.nspname::text, r.relname::text, n.nspname::text, c.relname::text, c.re
            ELSE c.relreplident = 'f' END,
        EXISTS (SELECT FROM published AS p WHERE p.schemaname = n.nspname AND p.tablename = c.relname),
        concat_ws(' ', c.oid, c.relfilenode, c.relreplident,
+                 (SELECT j.oid FROM pg_publication_rel AS j JOIN pg_publication AS p ON p.oid = j.prpubid
+                  WHERE j.prrelid = c.oid AND p.pubname = %(name)s),
                  (SELECT string_agg(concat_ws(':', a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum)
                   FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped))
 FROM tree

@@ -161,8 +161,11 @@ def unframe(data: bytes) -> Keepalive | bytes:
 
 
 def status(confirmed: int, now: float) -> bytes:
-    """Return the message that says that everything before `confirmed` is done; `now` in seconds of Unix time."""
-    return _STATUS.pack(b"r", confirmed, confirmed, confirmed, round((now - EPOCH) * 1_000_000), 0)
+    """Return the message that says that everything before `confirmed` is done; `now` in seconds of Unix time.
+
+    It wants an answer: a server that hears from its client says nothing by itself.
+    """
+    return _STATUS.pack(b"r", confirmed, confirmed, confirmed, round((now - EPOCH) * 1_000_000), 1)
 
 
 def decode(data: bytes) -> Message:
