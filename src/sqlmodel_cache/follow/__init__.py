@@ -57,6 +57,7 @@ def follower(cache: Cache, database: Any, **options: Unpack[FollowerOptions]) ->
         cache.driver,
         cache.naming,
         wake,
+        namespaces=stale.namespaces,
         alarm_bytes=options.get("alarm_bytes", 1 << 30),
         report=options.get("report"),
     )

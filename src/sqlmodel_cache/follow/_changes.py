@@ -49,7 +49,7 @@ class Stale:
 
     def __init__(self, entities: Entities, namespaces: Sequence[str]) -> None:
         self._entities = entities
-        self._namespaces = tuple(namespaces)
+        self.namespaces = tuple(namespaces)
         self._parents: Mapping[tuple[str, str], set[tuple[str, str]]] = {}
         self.generation = 0  # changes with what a relation stands for
 
@@ -78,7 +78,7 @@ class Stale:
         A `schema_translate_map` may have given a model any schema, or taken it away.
         """
         names = {_keys.table_name(each, cached.family) for each in (schema, None)}
-        return [TableRef(namespace, name) for namespace in self._namespaces for name in sorted(names)]
+        return [TableRef(namespace, name) for namespace in self.namespaces for name in sorted(names)]
 
     def table(self, writes: WriteSet, schema: str | None, name: str) -> None:
         """Add a whole table."""

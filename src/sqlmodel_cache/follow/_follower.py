@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,6 +77,7 @@ class Follower:
         driver: of the cache that is told.
         naming: its keys.
         wake: ends the source's waiting.
+        namespaces: the first parts of the keys that it invalidates, for whoever wants to see them.
         alarm_bytes: when the database keeps more for the follower, it is logged as a warning, once each time.
         report: called about once a second, and at the end.
     """
@@ -88,10 +89,12 @@ class Follower:
         naming: Naming,
         wake: Wake,
         *,
+        namespaces: Sequence[str] = (),
         alarm_bytes: int = 1 << 30,
         report: Report | None = None,
     ) -> None:
         self.source = source
+        self.namespaces = tuple(namespaces)
         self._driver = driver
         self._naming = naming
         self._wake = wake

@@ -124,7 +124,7 @@ class Stream:
             except psycopg.errors.ObjectInUse:
                 if time.monotonic() > until:
                     raise
-                self._wake.wait(0.05)
+                time.sleep(0.05)
 
     # leading
 
