@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import Any, TypedDict, Unpack
@@ -64,13 +65,29 @@ def follower(cache: Cache, database: Any, **options: Unpack[FollowerOptions]) ->
 
 
 def _source(url: URL, stale: Stale, wake: Wake, options: FollowerOptions) -> Source:
+    if not options.get("outbox"):
+        if url.get_backend_name() != "postgresql":
+            raise ConfigurationError("outbox", False, "this database has no log that can be followed: outbox=True")
+        from ._stream import Stream
+
+        return Stream(_connect(url), _name(url, options), stale, wake, max_slot_bytes=options.get("max_slot_bytes"))
+    from ._outbox import Outbox
+
+    if url.get_backend_name() == "sqlite":
+        from ._outbox_sqlite import SqliteOutbox
+
+        return Outbox(functools.partial(SqliteOutbox, str(url.database)), _name(url, options), stale, wake)
+    from ._outbox_postgresql import PostgresOutbox
+
+    return Outbox(functools.partial(PostgresOutbox, _connect(url)), _name(url, options), stale, wake)
+
+
+def _connect(url: URL) -> str:
+    """Return what libpq calls a connect string."""
     from psycopg.conninfo import make_conninfo
 
-    from ._stream import Stream
-
     _, settings = url.get_dialect()().create_connect_args(url)
-    name = options.get("name") or _default_name(url)
-    return Stream(make_conninfo(**settings), name, stale, wake, max_slot_bytes=options.get("max_slot_bytes"))
+    return make_conninfo(**settings)
 
 
 def _url_of(database: Any) -> URL:
@@ -99,5 +116,5 @@ def _namespaces(cache: Cache, url: URL, given: Iterable[str] | None) -> list[str
         engine.dispose()
 
 
-def _default_name(url: URL) -> str:
-    return "sqlmodel_cache_" + re.sub(r"[^a-z0-9]", "_", (url.database or "").lower())[:48]
+def _name(url: URL, options: FollowerOptions) -> str:
+    return options.get("name") or "sqlmodel_cache_" + re.sub(r"[^a-z0-9]", "_", (url.database or "").lower())[:48]

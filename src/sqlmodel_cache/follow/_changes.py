@@ -57,6 +57,10 @@ class Stale:
         """Return the names of all cached tables."""
         return sorted({cached.name for cached in self._entities.all_tables()})
 
+    def cached_tables(self) -> list[CachedTable]:
+        """Return all cached tables."""
+        return sorted(self._entities.all_tables(), key=lambda cached: (cached.name, cached.pk_columns))
+
     def descend(self, parents: Mapping[Any, set[Any]]) -> None:
         """Take in which tables show the rows of others, that inherit from them, each by its schema and name."""
         if parents != self._parents:

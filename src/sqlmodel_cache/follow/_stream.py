@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -381,8 +381,9 @@ class Stream:
     def interrupt(self) -> None:
         """End a statement that waits in the database; from any thread, after the wake."""
         connection = self._sql
-        if connection is not None and not connection.closed:
-            connection.cancel()
+        if connection is not None:
+            with suppress(psycopg.Error):  # it may be closed at this moment
+                connection.cancel()
 
     def close(self) -> None:
         """Let another follower lead."""
