@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -25,7 +26,8 @@ from sqlmodel_cache.follow._pgoutput import (
     Relation,
     Truncate,
 )
-from sqlmodel_cache.follow._stream import running_in
+from sqlmodel_cache.follow._source import Wake
+from sqlmodel_cache.follow._stream import Stream, running_in
 
 ID, NAME = Column("id", True), Column("name", False)
 HERO = TableRef("ns", "hero")
@@ -146,6 +148,27 @@ def test_batch_ends_with_a_transaction() -> None:
     assert changes.empty
     changes.add(Begin(8, 0.0))
     assert (changes.within, changes.empty) == (True, False)
+
+
+def test_servers_position_is_confirmed_only_when_nothing_waits() -> None:
+    """A sign of life that arrives behind a change, before it is invalidated, must not confirm it."""
+    said: list[bool] = []
+
+    class Quiet(Stream):
+        def _say(self, *, now: bool = False) -> None:
+            said.append(now)
+
+    stream = Quiet("", "name", Stale(Entities(), ["ns"]), Wake())
+    life = b"k" + struct.pack(">QqB", 500, 0, 1)
+    frame = b"w" + struct.pack(">QQq", 0, 0, 0)
+    begin, commit = struct.pack(">cQqI", b"B", 300, 0, 7), struct.pack(">cBQQq", b"C", 0, 290, 300, 0)
+    for message in (frame + begin, life, frame + commit, life):
+        stream._take(message)
+        assert stream._confirmed == 0
+    stream._changes.take()
+    stream._take(life)
+    assert stream._confirmed == 500
+    assert said == [True] * 3
 
 
 def test_text_of_a_key_is_that_of_its_python_value() -> None:

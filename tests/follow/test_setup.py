@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from follow.conftest import catch_up, eventually, following
+from follow.cut import Cut
 from follow.tables import forget, make
 from models import add_hero, get_hero
 from sqlalchemy import Engine, make_url
@@ -168,6 +169,31 @@ def test_role_without_the_right_is_refused_and_one_that_owns_nothing_follows(
             catch_up(outside)
             assert SQLModelCache.stats().hits == 0
     assert get_hero(database, pk).name == "Rusty!!"
+
+
+def test_comment_that_a_role_may_not_change_is_not_trusted(
+    database: Engine, outside: psycopg.Connection[Any], humble: Engine
+) -> None:
+    """It may say that all is well with a slot that is gone: who cannot take that back does not read it."""
+    cache = Cut()
+    SQLModelCache.configure(cache)
+    pk = add_hero(database)
+    with following(database):
+        pass
+    get_hero(database, pk)
+    outside.execute("ALTER ROLE humble REPLICATION")
+    eventually(lambda: outside.execute("SELECT active FROM pg_replication_slots").fetchone() == (False,))
+    outside.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+    outside.execute("UPDATE hero SET name = 'new'")
+    cache.cut = True
+    options: dict[str, Any] = {"setup": False, "calm": False, "name": "sqlmodel_cache_postgres"}
+    with following(humble, **options) as running:
+        eventually(lambda: running.stats.failures > 0)
+    cache.cut = False
+    with following(humble, **options) as running:
+        eventually(lambda: running.stats.tables > 0)
+        assert running.stats.started_over == 0
+        assert get_hero(database, pk).name == "new"
 
 
 def test_server_without_logical_decoding_is_refused(postgres_url: str) -> None:
