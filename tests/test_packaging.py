@@ -56,7 +56,7 @@ def test_wheel_has_the_package_and_nothing_else(wheel_names: set[str]) -> None:
     }
     assert {name for name in wheel_names if ".dist-info/" not in name} == wanted
     assert "sqlmodel_cache/py.typed" in wheel_names
-    assert len([name for name in wheel_names if name.startswith("sqlmodel_cache/transport/lua/")]) == 5
+    assert len([name for name in wheel_names if name.startswith("sqlmodel_cache/transport/lua/")]) == 6
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel_names)
 
 

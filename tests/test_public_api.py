@@ -81,6 +81,31 @@ SIGNATURES = {
         "fence_ttl": 60,
         "on_unreachable": "serve",
         "snapshot_reads": "requested",
+        "fill_wait": 0.25,
+    },
+    "get_many": {
+        "session": inspect.Parameter.empty,
+        "entity": inspect.Parameter.empty,
+        "idents": inspect.Parameter.empty,
+        "execution_options": None,
+    },
+    "aget_many": {
+        "session": inspect.Parameter.empty,
+        "entity": inspect.Parameter.empty,
+        "idents": inspect.Parameter.empty,
+        "execution_options": None,
+    },
+    "get_by": {
+        "session": inspect.Parameter.empty,
+        "entity": inspect.Parameter.empty,
+        "execution_options": None,
+        "key": inspect.Parameter.empty,
+    },
+    "aget_by": {
+        "session": inspect.Parameter.empty,
+        "entity": inspect.Parameter.empty,
+        "execution_options": None,
+        "key": inspect.Parameter.empty,
     },
     "reset": {},
     "get_config": {},
@@ -101,8 +126,9 @@ def test_sqlmodelcache_methods_have_their_signatures(method: str) -> None:
     """Parameters, their order and their defaults; all but the first ones by name only."""
     parameters = inspect.signature(getattr(SQLModelCache, method)).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
-    by_position = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
-    assert set(by_position) <= {"transport", "model", "pk", "database"}
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    by_position = [name for name, parameter in parameters.items() if parameter.kind not in kinds]
+    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "database"}
 
 
 def test_readme_lists_every_argument_of_configure() -> None:
@@ -124,8 +150,9 @@ def test_get_config_returns_what_was_configured() -> None:
 
 
 def test_cache_config_fields() -> None:
-    """`CacheConfig(enabled=True, ttl=None, missing_ttl=None)`, immutable."""
-    assert CacheConfig() == CacheConfig(True, None) == CacheConfig(enabled=True, ttl=None, missing_ttl=None)
+    """`CacheConfig(enabled=True, ttl=None, missing_ttl=None, many_to_one=False)`, immutable."""
+    assert CacheConfig() == CacheConfig(True, None)
+    assert CacheConfig() == CacheConfig(enabled=True, ttl=None, missing_ttl=None, many_to_one=False)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(CacheConfig(), "ttl", 1)  # noqa: B010  a checker would object to the statement
 

@@ -20,26 +20,27 @@ class Debts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the fields; never held during I/O
-        self._owed: dict[str, tuple[bool, int]] = {}  # key -> whether it is a row's, and when it was last owed
+        # Also read without the lock, by every get, for whether it is empty.
+        self.owed: dict[str, tuple[bool, int]] = {}  # key -> whether it is a row's, and when it was last owed
         self._count = 0  # of all that was ever owed
         self._wait = FIRST_RETRY
         self._next_attempt = 0.0  # seconds of time.monotonic()
 
     def __bool__(self) -> bool:
-        return bool(self._owed)
+        return bool(self.owed)
 
     def __contains__(self, entry: Entry) -> bool:
-        return entry.row in self._owed or entry.table in self._owed
+        return entry.row in self.owed or entry.table in self.owed
 
     def owe(self, keys: Keys) -> None:
         """Remember keys."""
         with self._lock:
-            if not self._owed:
+            if not self.owed:
                 self._wait = FIRST_RETRY
                 self._next_attempt = time.monotonic() + FIRST_RETRY
             self._count += 1
-            self._owed.update(dict.fromkeys(keys.rows, (True, self._count)))
-            self._owed.update(dict.fromkeys(keys.tables, (False, self._count)))
+            self.owed.update(dict.fromkeys(keys.rows, (True, self._count)))
+            self.owed.update(dict.fromkeys(keys.tables, (False, self._count)))
 
     def ticket(self) -> int:
         """Return a number for `settle`, before the invalidation is sent."""
@@ -49,17 +50,17 @@ class Debts:
         """Forget keys that have been invalidated, except what was owed since the ticket."""
         with self._lock:
             for key in (*keys.rows, *keys.tables):
-                if key in self._owed and self._owed[key][1] <= ticket:
-                    del self._owed[key]
+                if key in self.owed and self.owed[key][1] <= ticket:
+                    del self.owed[key]
 
     def due(self) -> Keys | None:
         """Return all keys if it is time to try again, and put the next attempt off."""
         with self._lock:
             now = time.monotonic()
-            if not self._owed or now < self._next_attempt:
+            if not self.owed or now < self._next_attempt:
                 return None
             self._wait = min(2 * self._wait, LAST_RETRY)
             self._next_attempt = now + self._wait
-            rows = tuple(key for key, (is_row, _) in self._owed.items() if is_row)
-            tables = tuple(key for key, (is_row, _) in self._owed.items() if not is_row)
+            rows = tuple(key for key, (is_row, _) in self.owed.items() if is_row)
+            tables = tuple(key for key, (is_row, _) in self.owed.items() if not is_row)
             return Keys(rows, tables)

@@ -27,6 +27,7 @@ _FOREIGN = sys.stdlib_module_names | {
     "asyncpg", "psycopg", "psycopg2", "aiosqlite", "greenlet",
 }  # fmt: skip
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes)
+_REMEMBERED = type(functools.lru_cache(lambda: None))
 _GENERATED = ("__pydantic_", "_abc_", "_sa_", "model_fields", "model_config")
 
 
@@ -108,6 +109,8 @@ class _Description:
             yield from (thing.func, thing.args, thing.keywords)
         elif isinstance(thing, functools.cached_property):
             yield thing.func
+        elif isinstance(thing, _REMEMBERED):
+            yield thing.__wrapped__
         elif typing.get_args(thing):
             yield from typing.get_args(thing)
         elif _foreign(thing if isinstance(thing, type | types.FunctionType) else type(thing)):
@@ -131,10 +134,7 @@ class _Description:
                 yield cell.cell_contents
             except ValueError:  # not yet assigned
                 continue
-        for name in sorted(_names(function.__code__)):
-            used = function.__globals__.get(name)
-            if isinstance(used, type | types.FunctionType | enum.Enum | tuple | frozenset) or type(used) in _CONSTANTS:
-                yield from (name, used)
+        yield from _named(_names(function.__code__), function.__globals__, set())
 
     def _defined(self, class_: type) -> Iterator[Any]:
         fields = vars(class_).get("__pydantic_fields__") or {}
@@ -156,6 +156,20 @@ def _is_code(value: object) -> bool:
 def _names(code: types.CodeType) -> set[str]:
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return set(code.co_names).union(*map(_names, inner))
+
+
+def _named(names: set[str], scope: dict[str, Any], searched: set[str]) -> Iterator[Any]:
+    """Yield what a function's names stand for, also those that it looks up in modules of the application."""
+    for name in sorted(names & scope.keys()):
+        used = scope[name]
+        if isinstance(used, types.ModuleType):
+            if used.__name__.partition(".")[0] not in _FOREIGN and used.__name__ not in searched:
+                searched.add(used.__name__)
+                yield from _named(names, vars(used), searched)
+        elif isinstance(used, _REMEMBERED | type | types.FunctionType | enum.Enum | tuple | frozenset) or (
+            type(used) in _CONSTANTS
+        ):
+            yield from (name, used)
 
 
 def _name(thing: Any) -> str:

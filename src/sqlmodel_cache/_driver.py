@@ -7,6 +7,7 @@ and only the way of waiting differs.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from . import _protocol, _sqlalchemy
@@ -31,20 +32,22 @@ class Driver:
         self.async_transport = async_transport
         self.debts = Debts()
         self._fence_ttl_ms = fence_ttl_ms
-        self._never_blocks = sync_transport is not None and not sync_transport.blocking
+        self.execute: Callable[[Effect[Any]], Any] = self._execute
+        if sync_transport is not None and not sync_transport.blocking:  # it serves every kind of session
+            self.execute = sync_transport.execute
 
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""
         return run(plan, self.execute)
 
-    def execute(self, effect: Effect[Any]) -> Any:
+    def _execute(self, effect: Effect[Any]) -> Any:
         """Return the cache's reply, waiting in the way that fits the caller.
 
         Raises:
             TransportError: the cache did not answer.
             ConfigurationError: no transport serves this kind of session.
         """
-        if not self._never_blocks and _sqlalchemy.in_greenlet():
+        if _sqlalchemy.in_greenlet():
             if self.async_transport is None:
                 raise _missing("async_transport", self.sync_transport, "an AsyncSession")
             return _sqlalchemy.wait_for(self.async_transport.aexecute(effect))

@@ -112,13 +112,16 @@ class Entities:
             except Refused as why:
                 self._refusals[class_] = str(why)
         self._by_class[class_] = found
-        if found is not None:
-            interest = self.interest(found.table.name)
-            if interest is None or found.table not in interest.cached:
+        if found is not None and config is not None:
+            if not all(self._matters(cached) for _, cached in tables_of(found.mapper, config)):
                 self._interests = None  # declared after the mapping; the tables must know of it from now on
                 self.generation += 1
                 self.interests()
         return found
+
+    def _matters(self, cached: CachedTable) -> bool:
+        interest = self.interest(cached.name)
+        return interest is not None and cached in interest.cached
 
     def interest(self, table: str) -> Interest | None:
         """Return why writes to a table of this name matter, or None if they do not."""

@@ -6,6 +6,7 @@ goes through the DBAPI, not through SQLAlchemy, so that no event of the applicat
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
@@ -32,7 +33,7 @@ log = logging.getLogger("sqlmodel_cache")
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """One database, as a name of 16 hex digits."""
+    """One database, as a name of 11 letters, digits, "-" and "_" for 64 bits."""
 
     name: str
 
@@ -51,6 +52,7 @@ class Databases:
         # A pool's entry is only ever added, and two threads that race add equal ones (or one of two private ones,
         # before anything was cached under either).
         self._known: weakref.WeakKeyDictionary[Pool, Database | _PerThread] = weakref.WeakKeyDictionary()
+        self._met: weakref.WeakSet[Pool] = weakref.WeakSet()
         self._pid = os.getpid()
 
     def known(self, engine: Engine) -> Database | None:
@@ -60,6 +62,20 @@ class Databases:
             self._pid = os.getpid()
         found = self._known.get(engine.pool)
         return found.database if isinstance(found, _PerThread) else found
+
+    def is_one(self, engine: Engine) -> bool:
+        """Return whether the engine's database has been asked, and is the same for every thread."""
+        return isinstance(self._known.get(engine.pool), Database)
+
+    def meet(self, bind: Engine | Connection) -> None:
+        """Connect an engine that was never used: until then its dialect knows nothing of its server.
+
+        A column type may ask it, and SQLAlchemy keeps for good what the type has answered.
+        """
+        if bind.engine.pool not in self._met:
+            if isinstance(bind, Engine):
+                bind.raw_connection().close()
+            self._met.add(bind.engine.pool)
 
     def names(self) -> list[str]:
         """Return the names of all databases that have been asked."""
@@ -156,6 +172,7 @@ class Naming:
         if self._configured is None:
             known = self.databases.known(bind.engine)
             return (known or self.databases.ask(held_connection(session, bind))).name
+        self.databases.meet(held_connection(session, bind))
         name = self._configured(session) if callable(self._configured) else self._configured
         if not isinstance(name, str) or not name:
             raise LookupError("the namespace callable gave no name")
@@ -165,6 +182,12 @@ class Naming:
     def asks_sessions(self) -> bool:
         """Whether the namespace depends on the session."""
         return callable(self._configured)
+
+    def is_fixed(self, engine: Engine) -> bool:
+        """Return whether every session on this engine has the same namespace, now that it has been asked."""
+        if self._configured is None:
+            return self.databases.is_one(engine)
+        return isinstance(self._configured, str)
 
     def namespaces_of(self, sessions: Iterable[Session], connection: Connection) -> set[str]:
         """Return the namespaces in which a connection writes: of all sessions that use it, or its database's.
@@ -197,6 +220,10 @@ class Naming:
             raise ConfigurationError("bind", None, "this process has used no database yet: give the engine or session")
         return known
 
+    def table_keys(self, ref: TableRef) -> tuple[str, ...]:
+        """Return the keys of a table, by shard."""
+        return _keys.table_keys(self._prefix, ref.namespace, ref.table)
+
     def entry(self, ref: TableRef, pk: str) -> Entry:
         """Return the keys of a row."""
         return _keys.entry(self._prefix, ref.namespace, ref.table, pk)
@@ -204,9 +231,7 @@ class Naming:
     def keys(self, writes: WriteSet) -> Keys:
         """Return the keys that a commit of these writes must fence."""
         rows = tuple(self.entry(ref, pk).row for ref, pks in writes.rows.items() for pk in sorted(pks))
-        tables = tuple(
-            key for ref in sorted(writes.tables) for key in _keys.table_keys(self._prefix, ref.namespace, ref.table)
-        )
+        tables = tuple(key for ref in sorted(writes.tables) for key in self.table_keys(ref))
         return Keys(rows, tables)
 
 
@@ -223,8 +248,9 @@ _PROCESS = uuid.uuid4().hex
 
 
 def _private() -> Database:
-    return Database(uuid.uuid4().hex[:16])
+    return Database(_digest(uuid.uuid4().hex))
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")

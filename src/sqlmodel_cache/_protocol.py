@@ -19,8 +19,8 @@ A row has two keys in one hash slot, its own R and its table's T (one T per shar
 A value keeps the version of the fence that it took the place of, and is valid when its table version is T's version
 and nothing is pending on T. Whoever reads the row in another shape (another release's columns, a subclass) joins it
 with a payload under a fingerprint of its own: "own" means both versions of the lease, so no commit lies between the
-payloads of one value. A lease is refused while anything is pending on T. Versions and tokens are 128 bits made from a
-client's random id and the server's clock, never reused, not even when a client library sends a command twice.
+payloads of one value. A lease is refused while anything is pending on T. Versions (96 bits) and tokens (128) are made
+from a client's random id and the server's clock, never reused, not even when a client library sends a command twice.
 
 I1  A fence is on every written key before COMMIT is sent, and after the last flush.
 I2  BEGIN always changes the version: no lease that was granted before it can fill after it.
@@ -29,6 +29,7 @@ I4  The SELECT is sent after the lease's reply.
 I5  A token is removed only by its owner, and only when the outcome of the COMMIT is known. Otherwise it lapses.
 I6  A row that the reader's own transaction wrote is neither looked up nor filled (the session sees to that).
 I7  A fill's snapshot is not older than its lease (the session sees to that).
+I8  A reader is told of another's load only if that was sent after it began: it joins before, or not at all.
 
 Leases: Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013. Deadlines: Gray and Cheriton, "Leases", SOSP 1989.
 Fences: the soft locks of Hibernate's second-level cache, with an owner for each lock.
@@ -37,7 +38,8 @@ Fences: the soft locks of Hibernate's second-level cache, with an owner for each
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -45,18 +47,26 @@ from ._effects import (
     ABSENT,
     Begin,
     Commit,
+    Depart,
     End,
     Entry,
+    Fenced,
     Fill,
+    Filling,
     Granted,
     Hit,
+    Join,
     Keys,
+    Land,
+    Landed,
     Lease,
     LeaseReply,
     Load,
     Loaded,
     Lookup,
     Outcome,
+    Resign,
+    Wait,
 )
 from ._plan import Plan, perform
 from .errors import CodecError, InvalidationError, TransportError
@@ -64,6 +74,7 @@ from .errors import CodecError, InvalidationError, TransportError
 Row = TypeVar("Row")
 Decoded = TypeVar("Decoded")
 
+FIRST_POLL_MS = 2  # doubled with every poll for a value that another process is about to fill
 BEGIN_ATTEMPTS = 2
 END_ATTEMPTS = 3
 
@@ -79,6 +90,7 @@ class Source(Enum):
     REFUSED = "refused"
     FENCED = "fenced"
     UNCACHED = "uncached"
+    SHARED = "shared"
     UNREACHABLE = "unreachable"
 
 
@@ -92,64 +104,179 @@ class Answer(Generic[Decoded, Row]):
     corrupt: bool = False
 
 
-def read(
-    entry: Entry,
-    fingerprint: bytes,
-    decode: Callable[[bytes], Decoded],
-    *,
-    ttl_ms: int,
-    absent_ttl_ms: int = 0,
-    new_id: NewId,
-    fresh: Callable[[Granted], bool] = lambda lease: True,
-) -> Plan[Answer[Decoded, Any]]:
+@dataclass(frozen=True, slots=True)
+class Reading(Generic[Decoded]):
+    """How a reader wants its row.
+
+    Attributes:
+        fingerprint: of the payloads that it can decode.
+        decode: makes a row of a payload; raises `CodecError` for one that is not a row, which is then replaced.
+        ttl_ms: of what it stores.
+        absent_ttl_ms: of a stored "no such row"; 0 where absence is not cached.
+        wait_ms: how long it waits for another reader that is about to load the same row; 0 never.
+        fresh: tells, before the SELECT is sent, whether its snapshot will not be older than a row's lease (I7).
+        due: whether a valid payload is about to expire, and this reader shall renew it.
+    """
+
+    fingerprint: bytes
+    decode: Callable[[bytes], Decoded]
+    ttl_ms: int
+    absent_ttl_ms: int = 0
+    wait_ms: int = 0
+    fresh: Callable[[Entry, Granted], bool] = lambda entry, lease: True
+    due: Callable[[bytes], bool] | None = None
+
+    def hit(self, payload: bytes) -> Answer[Decoded, Any]:
+        """Return the answer that a payload is. Raises `CodecError`."""
+        if payload == ABSENT and self.absent_ttl_ms:
+            return Answer(Source.ABSENT, None, None)
+        return Answer(Source.HIT, self.decode(payload), None)
+
+
+def read(entry: Entry, reading: Reading[Decoded], *, new_id: NewId) -> Plan[Answer[Decoded, Any]]:
     """Return the row at `entry`, from the cache or from the database, and fill the cache with it.
 
-    `decode` raises `CodecError` for a payload that is not a row; the payload is then replaced. `absent_ttl_ms` is 0
-    where absence is not cached. `fresh` tells, before the SELECT is sent, whether its snapshot will not be older than
-    the lease (I7). Transport errors never leave this plan: the database answers.
+    Transport errors never leave this plan: the database answers.
     """
-    corrupt = False
+    plan = unreachable()  # it runs outside of the except clause: what the database raises has nothing to do with that
+    with suppress(TransportError):
+        payload = yield from perform(Lookup(entry, reading.fingerprint))
+        plan = looked_up(entry, reading, payload, new_id=new_id)
+    return (yield from plan)
+
+
+def looked_up(
+    entry: Entry, reading: Reading[Decoded], payload: bytes | None, *, new_id: NewId
+) -> Plan[Answer[Decoded, Any]]:
+    """Return the row once its lookup has replied with `payload`: all of `read` but its first step."""
+    if payload is None:
+        return (yield from missed(entry, reading, new_id=new_id))
+    answer: Answer[Decoded, Any] | None = None
+    with suppress(CodecError):
+        answer = reading.hit(payload)
+    if answer is None:
+        return (yield from missed(entry, reading, new_id=new_id, corrupt=True))
+    if reading.due is None or not reading.due(payload):
+        return answer
+    return (yield from renew(entry, reading, answer, new_id=new_id))
+
+
+def unreachable() -> Plan[Answer[Any, Any]]:
+    """Return the row from the database: the cache cannot be asked."""
+    loaded: Loaded[Any] = yield from perform(Load(encode=False))
+    return Answer(Source.UNREACHABLE, None, loaded.row)
+
+
+def missed(
+    entry: Entry, reading: Reading[Decoded], *, new_id: NewId, corrupt: bool = False
+) -> Plan[Answer[Decoded, Any]]:
+    """Return a row whose lookup was a miss, or `corrupt`: of another reader's load, or of its own.
+
+    Who waits, waits for a bounded time, and then goes on as if nobody had been there: an election and a flight save
+    the database work and decide on nothing.
+    """
+    wait_ms = reading.wait_ms
+    leads = False
+    if wait_ms:
+        joined = yield from perform(Join(entry, reading.fingerprint, wait_ms))
+        if isinstance(joined, Landed):
+            if joined.payload is not None:
+                return replace(reading.hit(joined.payload), source=Source.SHARED)
+            wait_ms = 0
+        else:
+            leads = True
     found: LeaseReply | None
+    # Two readers miss. One of them fills between the other's lookup and lease, so a lease may find a value.
     try:
-        payload = yield from perform(Lookup(entry, fingerprint))
-        if payload is not None:
-            try:
-                return _hit(payload, decode, absent_ttl_ms)
-            except CodecError:
-                corrupt = True
-        # Two readers miss. One of them fills between the other's lookup and lease, so a lease may find a value.
-        found = yield from perform(Lease(entry, fingerprint, new_id(), replace=corrupt))
+        found = yield from _lease(entry, reading, wait_ms, new_id, corrupt)
         if isinstance(found, Hit):
             try:
-                return _hit(found.payload, decode, absent_ttl_ms)
+                answer = reading.hit(found.payload)
             except CodecError:
                 corrupt = True
-                found = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
+                found = yield from perform(Lease(entry, reading.fingerprint, new_id(), replace=True))
+            else:
+                # 1 R1: lease, a hit, old row  2 W: begin, COMMIT, end  3 R2 begins, joins R1: it has to ask itself, I8
+                if leads:
+                    yield from perform(Land(None))
+                return answer
     except TransportError:
         found = None
+    return (yield from _load_and_fill(entry, reading, found, leads=leads, corrupt=corrupt))
 
+
+def _lease(
+    entry: Entry, reading: Reading[Any], wait_ms: int, new_id: NewId, corrupt: bool
+) -> Plan[Hit | Granted | Fenced]:
+    """Return the reply to a lease, after another process had its time to fill if it was elected to."""
+    lease = Lease(entry, reading.fingerprint, new_id(), replace=corrupt, elect_ms=wait_ms)
+    found: LeaseReply = yield from perform(lease)
+    if not isinstance(found, Filling):
+        return found
+    left_ms, pause_ms = min(found.left_ms, wait_ms), FIRST_POLL_MS
+    while left_ms > 0:
+        yield from perform(Wait(min(pause_ms, left_ms)))
+        left_ms, pause_ms = left_ms - pause_ms, 2 * pause_ms
+        payload = yield from perform(Lookup(entry, reading.fingerprint))
+        if payload is not None:
+            return Hit(payload)
+    return found.lease
+
+
+def _load_and_fill(
+    entry: Entry, reading: Reading[Decoded], found: LeaseReply | None, *, leads: bool, corrupt: bool
+) -> Plan[Answer[Decoded, Any]]:
     # 1 R: lease   2 W: begin, COMMIT, end   3 R: SELECT, new row   4 R: fill refused, I2: a miss, never a stale row
     # 1 R: SELECT  2 W: begin, COMMIT, end   3 R: lease             4 R: fill accepted, old row: why I4
-    may_fill = isinstance(found, Granted) and fresh(found)
+    may_fill = isinstance(found, Granted) and reading.fresh(entry, found)
+    # 1 R1: SELECT, old row  2 W: begin, COMMIT, end  3 R2 begins, joins R1  4 R1 lands: R2 is told the old row: why I8
+    if leads:
+        yield from perform(Depart())
     loaded: Loaded[Any] = yield from perform(Load(encode=may_fill))
+    if leads:
+        yield from perform(Land(loaded.payload))
     if found is None:
         return Answer(Source.UNREACHABLE, None, loaded.row, corrupt)
     if not isinstance(found, Granted):
         return Answer(Source.FENCED, None, loaded.row, corrupt)
-    if loaded.payload is None or not may_fill:
-        return Answer(Source.UNCACHED, None, loaded.row, corrupt)
     try:
-        ttl_ms = absent_ttl_ms if loaded.payload == ABSENT else ttl_ms
-        filled = yield from perform(Fill(entry, found, fingerprint, loaded.payload, ttl_ms))
+        if loaded.payload is None or not may_fill:
+            if found.elected:
+                yield from perform(Resign(entry, found))
+            return Answer(Source.UNCACHED, None, loaded.row, corrupt)
+        filled = yield from perform(filling(entry, reading, found, loaded.payload))
     except TransportError:
         return Answer(Source.UNREACHABLE, None, loaded.row, corrupt)
     return Answer(Source.FILLED if filled else Source.REFUSED, None, loaded.row, corrupt)
 
 
-def _hit(payload: bytes, decode: Callable[[bytes], Decoded], absent_ttl_ms: int) -> Answer[Decoded, Any]:
-    if payload == ABSENT and absent_ttl_ms:
-        return Answer(Source.ABSENT, None, None)
-    return Answer(Source.HIT, decode(payload), None)
+def filling(entry: Entry, reading: Reading[Any], lease: Granted, payload: bytes, *, renew: bool = False) -> Fill:
+    """Return what stores a payload under a lease."""
+    ttl_ms = reading.absent_ttl_ms if payload == ABSENT else reading.ttl_ms
+    return Fill(entry, lease, reading.fingerprint, payload, ttl_ms, renew)
+
+
+def renew(
+    entry: Entry, reading: Reading[Decoded], hit: Answer[Decoded, Any], *, new_id: NewId
+) -> Plan[Answer[Decoded, Any]]:
+    """Return a row that was hit shortly before it expires, read again and stored with a new TTL.
+
+    Where it may not be stored, the hit is the answer: it was valid when it was looked up.
+    """
+    try:
+        found = yield from perform(Lease(entry, reading.fingerprint, new_id(), replace=True))
+    except TransportError:
+        return hit
+    if not isinstance(found, Granted) or not reading.fresh(entry, found):
+        return hit
+    loaded: Loaded[Any] = yield from perform(Load())
+    if loaded.payload is None:
+        return Answer(Source.UNCACHED, None, loaded.row)
+    try:
+        filled = yield from perform(filling(entry, reading, found, loaded.payload, renew=True))
+    except TransportError:
+        return Answer(Source.UNREACHABLE, None, loaded.row)
+    return Answer(Source.FILLED if filled else Source.REFUSED, None, loaded.row)
 
 
 class Debts(Protocol):

@@ -12,22 +12,26 @@ import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from sqlalchemy import Column as TableColumn
 from sqlalchemy import Dialect, Table
 from sqlalchemy import types as sqltypes
 from sqlalchemy.orm import ColumnProperty, Mapper
-from sqlalchemy.sql import operators, visitors
-from sqlalchemy.sql.elements import BinaryExpression
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, Grouping
 from sqlalchemy.types import TypeEngine
 
 from . import _keys, _sqlalchemy
-from ._codec import Codec, Column, plain_type
+from ._codec import Codec, Column, not_a_row, plain_type
+from ._renewal import body
 from .config import CacheConfig, config_of
 from .errors import CodecError
 
 _EAGER = {"joined", "selectin", "subquery", "immediate", "noload", False}
+
+
+_ONE_INT = (int,)
 
 
 class Refused(Exception):
@@ -65,7 +69,7 @@ class Shape:
     """A class as a get finds it: the attributes that are loaded, and those that are left for a later SELECT."""
 
     mapper: Mapper[Any]
-    path: Any  # where the get began, for later loads
+    make: _sqlalchemy.Maker
     columns: tuple[Column, ...]
     attributes: tuple[str, ...]  # in the order in which a SELECT sets them
     expired: frozenset[str]
@@ -77,11 +81,8 @@ class Shape:
         return left and expired == self.expired and all(key in loaded for key in self.attributes)
 
 
-class Found(NamedTuple):
-    """A decoded row: what to make of it, and its attributes."""
-
-    shape: Shape
-    values: dict[str, Any]
+Found: TypeAlias = tuple[Shape, dict[str, Any]]
+"""A decoded row: what to make of it, and its attributes."""
 
 
 class Rows:
@@ -91,8 +92,18 @@ class Rows:
         fingerprint: 8 bytes that differ when anything does that the meaning of a payload depends on.
     """
 
-    def __init__(self, class_: type, shapes: Sequence[Shape], dialect: Dialect, *, polymorphic: bool) -> None:
+    def __init__(
+        self,
+        class_: type,
+        shapes: Sequence[Shape],
+        dialect: Dialect,
+        reads: Sequence[str],
+        *,
+        polymorphic: bool,
+        stamped: bool,
+    ) -> None:
         self._only: tuple[Shape, Codec] | None = None
+        self._stamped = stamped
         self._by_class: dict[type, tuple[bytes, Shape, Codec]] = {}
         self._by_tag: dict[bytes, tuple[Shape, Codec]] = {}
         for shape in shapes:
@@ -100,11 +111,14 @@ class Rows:
             tag = _digest(_name(shape.mapper.class_), codec.fingerprint) if polymorphic else b""
             self._by_class[shape.mapper.class_] = tag, shape, codec
             self._by_tag[tag] = shape, codec
+        read = [each.encode() for each in reads]
         if polymorphic:  # a get of a subclass finds other rows than one of its base, though the columns may be the same
-            self.fingerprint = _digest(_name(class_), *sorted(self._by_tag))
+            self.fingerprint = _digest(_name(class_), *read, *sorted(self._by_tag))
         else:
             self._only = self._by_tag[b""]
-            self.fingerprint = self._only[1].fingerprint
+            self.fingerprint = _digest(*read, self._only[1].fingerprint)
+        if stamped:
+            self.fingerprint = _digest(b"stamped", self.fingerprint)
 
     def decode(self, payload: bytes) -> Found:
         """Return the row.
@@ -112,16 +126,21 @@ class Rows:
         Raises:
             CodecError: the bytes are not a row that this get may find.
         """
+        if self._stamped:
+            payload = body(payload)
         if self._only is not None:
             shape, codec = self._only
-            return Found(shape, codec.decode(payload))
+            try:
+                return shape, codec.load(payload)
+            except Exception as error:
+                raise not_a_row(error) from error
         known = self._by_tag.get(payload[:8])
         if known is None:
             raise CodecError("a row of an unknown class")
-        return Found(known[0], known[1].decode(payload[8:]))
+        return known[0], known[1].decode(payload[8:])
 
     def encode(self, class_: type, attributes: dict[str, Any], expired: set[str]) -> bytes:
-        """Return the payload of an instance that a SELECT has made.
+        """Return the payload of an instance that a SELECT has made, without the stamp that it may need.
 
         Raises:
             CodecError: it would not come back as it is; the message says why.
@@ -148,6 +167,7 @@ class Entity:
     """A cached class.
 
     Attributes:
+        reads: which rows its SELECT finds, and as which classes; a part of every fingerprint.
         shapes: what a get of it may find and the cache can hold.
         refused: why it cannot hold the other classes that a get may find.
     """
@@ -158,9 +178,12 @@ class Entity:
     pk_attributes: tuple[str, ...]
     ttl_ms: int | None
     missing_ttl_ms: int | None
+    renewal: float | None  # how eagerly rows are renewed before they expire
     polymorphic: bool
+    reads: tuple[str, ...]
     shapes: tuple[Shape, ...]
     refused: dict[type, str]
+    memo: dict[str, Any] = field(default_factory=dict)  # for those who serve it: what they need not find out again
     _rows: dict[tuple[str, str], Rows] = field(default_factory=dict)  # by database and driver
 
     @property
@@ -178,15 +201,22 @@ class Entity:
         kind = dialect.name, dialect.driver
         rows = self._rows.get(kind)
         if rows is None:
-            rows = self._rows[kind] = Rows(self.class_, self.shapes, dialect, polymorphic=self.polymorphic)
+            rows = self._rows[kind] = Rows(
+                self.class_,
+                self.shapes,
+                dialect,
+                self.reads,
+                polymorphic=self.polymorphic,
+                stamped=self.renewal is not None,
+            )
         return rows
 
     def identify(self, ident: object) -> tuple[_sqlalchemy.IdentityKey, str] | None:
         """Return the identity key that a `get()` argument names, and its text; None if it is not a primary key."""
         pk: tuple[Any, ...]
-        if type(ident) is int or type(ident) is str:  # nearly all
-            pk = (ident,)
-        elif isinstance(ident, tuple | list):
+        if type(ident) is int and self.table.pk_types == _ONE_INT and -(2**63) <= ident < 2**63:  # nearly all
+            return (self.identity_class, (ident,), None), str(ident)
+        if isinstance(ident, tuple | list):
             pk = tuple(ident)
         elif isinstance(ident, dict):
             if ident.keys() != set(self.pk_attributes):
@@ -229,12 +259,27 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         identity_class=_sqlalchemy.identity_class(mapper),
         table=table,
         polymorphic=polymorphic,
+        reads=tuple(_reads(mapper, polymorphic=polymorphic)),
         pk_attributes=tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key),
         ttl_ms=config.ttl_ms,
         missing_ttl_ms=config.missing_ttl_ms,
+        renewal=config.refresh_ahead,
         shapes=tuple(shapes),
         refused=refused,
     )
+
+
+def _reads(mapper: Mapper[Any], *, polymorphic: bool) -> Iterator[str]:
+    """Yield what decides on the rows that a SELECT of the class by its key finds: equal columns do not make them equal.
+
+    Two classes may name the rows of a table by different columns, a class without columns of its own may join another
+    table to its base's, and the next release may tell its classes apart in another way.
+    """
+    yield from map(str, mapper.primary_key)
+    yield from (str(table) for table in mapper.tables)
+    if polymorphic:
+        yield str(mapper.polymorphic_on)
+        yield from sorted(f"{_name(member.class_)!r} {member.polymorphic_identity!r}" for member in _family(mapper))
 
 
 def _shape(asked: Mapper[Any], found: Mapper[Any]) -> Shape:
@@ -256,9 +301,10 @@ def _shape(asked: Mapper[Any], found: Mapper[Any]) -> Shape:
     for column in found.primary_key:
         if found.get_property_by_column(column).key not in loaded:
             raise Refused(f"primary key column {column.name!r} is deferred")
+    expired = frozenset(prop.key for prop in wanted if prop.key not in loaded)
     return Shape(
         mapper=found,
-        path=_sqlalchemy.path_of(asked),
+        make=_sqlalchemy.Maker(found, _sqlalchemy.path_of(asked), expired),
         columns=tuple(Column(key, *_column(prop, found)) for key, prop in loaded.items()),
         # Attributes that the SELECT did not ask for by name (a joined class's own primary key) are found last.
         attributes=tuple(
@@ -267,7 +313,7 @@ def _shape(asked: Mapper[Any], found: Mapper[Any]) -> Shape:
                 key=lambda key: loaded[key] not in asked_for,
             )
         ),
-        expired=frozenset(prop.key for prop in wanted if prop.key not in loaded),
+        expired=expired,
         others=frozenset(prop.key for prop in found.column_attrs if prop.deferred),
     )
 
@@ -277,7 +323,7 @@ def _column(prop: ColumnProperty[Any], mapper: Mapper[Any]) -> tuple[str, TypeEn
         raise Refused(f"attribute {prop.key!r} is an SQL expression, not a column of the table")
     if isinstance(prop.columns[0].type, sqltypes.PickleType):
         raise Refused(f"attribute {prop.key!r} is pickled")
-    return prop.columns[0].name, prop.columns[0].type
+    return str(prop.columns[0]), prop.columns[0].type  # with its table: a family may have it in another
 
 
 def cached_table(mapper: Mapper[Any], config: CacheConfig) -> CachedTable:
@@ -299,7 +345,7 @@ def cached_table(mapper: Mapper[Any], config: CacheConfig) -> CachedTable:
         table.name,
         table.name,
         tuple(column.name for column in base.primary_key),
-        tuple(_pk_type(column.name, column.type) for column in base.primary_key),
+        tuple(pk_type(column.name, column.type) for column in base.primary_key),
         config.missing_ttl is not None,
     )
 
@@ -354,7 +400,7 @@ def _pk_in(table: Table, mapper: Mapper[Any], base: Mapper[Any]) -> tuple[str, .
         (comparison.left, comparison.right)
         for level in _between(base, mapper)
         if level.inherit_condition is not None
-        for comparison in visitors.iterate(level.inherit_condition)
+        for comparison in _conjuncts(level.inherit_condition)
         if isinstance(comparison, BinaryExpression) and comparison.operator is operators.eq
     ]
     names = []
@@ -367,7 +413,23 @@ def _pk_in(table: Table, mapper: Mapper[Any], base: Mapper[Any]) -> tuple[str, .
     return tuple(names) if len(names) == len(base.primary_key) else ()
 
 
-def _pk_type(name: str, type_: TypeEngine[Any]) -> type:
+def _conjuncts(condition: Any) -> Iterator[Any]:
+    """Yield the conditions that are true of every row of which this one is."""
+    if isinstance(condition, Grouping):
+        yield from _conjuncts(condition.element)
+    elif isinstance(condition, BooleanClauseList) and condition.operator is operators.and_:
+        for part in condition.clauses:
+            yield from _conjuncts(part)
+    else:
+        yield condition
+
+
+def pk_type(name: str, type_: TypeEngine[Any]) -> type:
+    """Return the Python type of a key column's values.
+
+    Raises:
+        Refused: their text would not be unique.
+    """
     plain = plain_type(type_)
     if isinstance(plain, sqltypes.Integer):
         return int
@@ -377,4 +439,4 @@ def _pk_type(name: str, type_: TypeEngine[Any]) -> type:
         return uuid.UUID
     if isinstance(plain, sqltypes.Date):
         return datetime.date
-    raise Refused(f"primary key column {name!r} has type {type_!r}, whose values have no unique text")
+    raise Refused(f"key column {name!r} has type {type_!r}, whose values have no unique text")

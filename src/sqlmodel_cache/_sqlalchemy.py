@@ -7,16 +7,20 @@ to make a persistent object without a statement.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import event, select
+from sqlalchemy import ColumnElement, and_, event, or_, select
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 from sqlalchemy.engine.util import TransactionalContext
-from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, Session, strategies
 from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.base import DEFAULT_STATE_ATTR as STATE_ATTR
+from sqlalchemy.orm.base import PASSIVE_OFF
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.sql.dml import Insert, Update
 from sqlalchemy.util import concurrency as _concurrency
@@ -26,6 +30,9 @@ T = TypeVar("T")
 # `await_only` became `await_` in SQLAlchemy 2.1.
 _await: Any = getattr(_concurrency, "await_", None) or _concurrency.await_only
 in_greenlet: Callable[[], bool] = _concurrency.in_greenlet
+
+# `LazyLoader` became `_LazyLoader` in SQLAlchemy 2.1. There is one for each relationship and way to load it.
+LazyLoader: Any = getattr(strategies, "_LazyLoader", None) or vars(strategies)["LazyLoader"]
 
 IdentityKey = tuple[type, tuple[Any, ...], Any]
 
@@ -77,6 +84,20 @@ def is_flushing(session: Session) -> bool:
     return session._flushing
 
 
+def is_unused(session: Session) -> bool:
+    """Return whether a session is one that has done nothing yet, or nothing but gets that were hits.
+
+    It holds no connection, has nothing to flush, no execution options, and no listener that may change statements.
+    """
+    transaction: Any = session._transaction
+    if transaction is not None:
+        if transaction._connections or transaction._parent is not None or not transaction.is_active:
+            return False
+    if session._flushing or session._new or session._deleted or session.identity_map._modified:
+        return False
+    return not getattr(session, "execution_options", None) and not session.dispatch.do_orm_execute
+
+
 def is_current(instance: object, mapper: Mapper[Any]) -> bool:
     """Return whether a get of the class would return an instance of the identity map without looking further."""
     return mapper.inherits is None and isinstance(instance, mapper.class_) and not instance_state(instance).expired
@@ -93,8 +114,20 @@ def autobegin(session: Session) -> None:
     Then `rollback()` expires what a hit returned, `begin()` raises, and a closed session raises, as they do without
     a cache.
     """
-    TransactionalContext._trans_ctx_check(session)  # inside the block of a transaction that has ended
-    session._autobegin_t()
+    if session._transaction is not None:
+        TransactionalContext._trans_ctx_check(session)  # inside the block of a transaction that has ended
+    else:
+        session._autobegin_t()  # checks that, too
+
+
+def options_of(session: Session) -> Mapping[str, Any] | None:
+    """Return the session's own execution options, which are new in SQLAlchemy 2.1."""
+    return getattr(session, "execution_options", None)
+
+
+def binds_plainly(session_class: type[Session]) -> bool:
+    """Return whether sessions of a class choose a bind as SQLAlchemy's own do: by the mapper alone."""
+    return session_class.get_bind is Session.get_bind and not issubclass(session_class, ShardedSession)
 
 
 def bind_of(session: Session, mapper: Mapper[Any]) -> Engine | Connection:
@@ -115,80 +148,111 @@ def connections(session: Session) -> list[Connection]:
     return list({id(held[0]): held[0] for held in transaction._connections.values()}.values())
 
 
-def attach(
-    session: Session,
-    mapper: Mapper[Any],
-    key: IdentityKey,
-    values: dict[str, Any],
-    path: Any,
-    expired: Collection[str],
-) -> Any:
-    """Return a new persistent instance with these loaded values, as `sqlalchemy.orm.loading` leaves one.
+class Maker:
+    """Makes persistent instances of one class from loaded values, as `sqlalchemy.orm.loading` leaves them.
 
-    `path` is where its load began, and `expired` are attributes that the next access loads. `__init__` is not called;
-    load events fire; the instance is in the session's identity map and not modified.
+    `path` is where their load began, and `expired` are attributes that the next access loads.
     """
-    present = session.identity_map.get(key)
-    if present is not None:  # two tasks on one AsyncSession
-        return present
-    manager = mapper.class_manager
-    instance = manager.new_instance()
-    state = instance_state(instance)
-    state.key = key
-    state.session_id = session.hash_key
-    session.identity_map._add_unpresent(state, key)
-    state.load_path = path
-    state.load_options = ()
-    state.dict.update(values)
-    if expired:
-        state.expired_attributes.update(expired)
-    dispatch = manager.dispatch
-    if dispatch.load:
-        dispatch.load(state, None)
-    if session.dispatch.loaded_as_persistent:
-        session.dispatch.loaded_as_persistent(session, state)
-    if state.modified:
-        state._commit_all(state.dict, session.identity_map)
-    return instance
+
+    def __init__(self, mapper: Mapper[Any], path: Any, expired: Collection[str]) -> None:
+        self._class: Any = mapper.class_
+        self._manager = mapper.class_manager
+        self._state_of = mapper.class_manager._state_constructor
+        self._path = path
+        self._expired = expired
+        # Both of these would only put it there, the second in many more steps.
+        setter: Any = mapper.class_.__setattr__
+        self._sets_plainly = setter is object.__setattr__ or setter.__module__ == "sqlmodel.main"
+
+    def attach(self, session: Session, key: IdentityKey, values: dict[str, Any], path: Any = None) -> Any:
+        """Return a new instance with these values, or the one that the session has meanwhile.
+
+        `path` is where its load began, if not with the class.
+
+        `__init__` is not called; load events fire; the instance is in the session's identity map and not modified.
+        """
+        identities: Any = session.identity_map
+        if key in identities._dict:  # two tasks on one AsyncSession
+            present = identities.get(key)
+            if present is not None:
+                return present
+        instance: Any = self._class.__new__(self._class)
+        state = self._state_of(instance, self._manager)
+        loaded = instance.__dict__
+        if self._sets_plainly:
+            loaded[STATE_ATTR] = state
+        else:
+            self._manager._state_setter(instance, state)
+        state.key = key
+        state.session_id = session.hash_key
+        identities._dict[key] = state  # what its `_add_unpresent` does
+        state._instance_dict = identities._wr
+        state.load_path = self._path if path is None else path
+        state.load_options = ()
+        loaded.update(values)
+        if self._expired:
+            state.expired_attributes.update(self._expired)
+        listeners = self._manager.dispatch.load
+        if listeners:
+            listeners(state, None)
+        persistent = session.dispatch.loaded_as_persistent
+        if persistent:
+            persistent(session, state)
+        if state.modified:
+            state._commit_all(state.dict, session.identity_map)
+        return instance
 
 
 Take = Callable[[type, dict[str, Any], set[str]], None]  # a class, loaded attributes, and names of expired ones
+
+
+_NO_TAKES: Mapping[IdentityKey, Take] = MappingProxyType({})
 
 
 class LoadProbe:
     """Sees what a SELECT gave to an instance, before a load event of the application can change it."""
 
     def __init__(self) -> None:
-        self._taking: ContextVar[tuple[IdentityKey, Take] | None] = ContextVar("sqlmodel_cache_taking", default=None)
+        self._taking: ContextVar[Mapping[IdentityKey, Take]] = ContextVar("sqlmodel_cache_taking", default=_NO_TAKES)
         self._watched: list[type] = []
 
     def load(
-        self, session: Session, mappers: Sequence[Mapper[Any]], key: IdentityKey, load: Callable[[], T], take: Take
+        self,
+        session: Session,
+        mappers: Sequence[Mapper[Any]],
+        takes: Mapping[IdentityKey, Take],
+        load: Callable[[], T],
+        instances: Callable[[T], Iterable[Any]],
     ) -> T:
-        """Return what `load()` returns, after `take` was given the instance of one of the mappers with that key.
+        """Return what `load()` returns, after each of `takes` was given the instance with its key.
 
-        `take` is not called when there is no such row, or when another listener would be first to see it.
+        A take is not called when there is no such row, or when another listener would be first to see it.
+        `instances` tells which instances of one of the mappers are in a result.
         """
         if not session.dispatch.loaded_as_persistent and not any(m.class_manager.dispatch.load for m in mappers):
-            instance = load()
-            if instance is not None and instance_state(instance).key == key:
-                _give(instance_state(instance), take)
-            return instance
+            result = load()
+            for instance in instances(result):
+                if instance is not None:
+                    state = instance_state(instance)
+                    take = takes.get(state.key) if state.key is not None else None
+                    if take is not None:
+                        _give(state, take)
+            return result
         for mapper in mappers:
             if mapper.class_ not in self._watched:
                 self._watched.append(mapper.class_)
                 event.listen(mapper.class_, "load", self._loaded, raw=True, insert=True)
-        token = self._taking.set((key, take))
+        token = self._taking.set(takes)
         try:
             return load()
         finally:
             self._taking.reset(token)
 
     def _loaded(self, state: InstanceState[Any], context: object) -> None:
-        taking = self._taking.get()
-        if taking is not None and state.key == taking[0]:
+        takes = self._taking.get()
+        if takes and state.key is not None and state.key in takes:
             if next(iter(state.manager.dispatch.load), None) == self._loaded:
-                _give(state, taking[1])
+                _give(state, takes[state.key])
 
     def close(self) -> None:
         """Stop watching."""
@@ -205,6 +269,70 @@ def _give(state: InstanceState[Any], take: Take) -> None:
 def identity_of(instance: object) -> IdentityKey | None:
     """Return the identity key that the database's row gave to an instance."""
     return cast("IdentityKey | None", instance_state(instance).key)
+
+
+# lazy loads
+
+
+def is_look_up(loader: Any) -> bool:
+    """Return whether a relationship's lazy load is a SELECT by its target's primary key, and may be sent."""
+    return loader.use_get and not loader._raise_always and not loader._raise_on_sql
+
+
+def lazy_loaders(mapper: Mapper[Any]) -> list[Any]:
+    """Return the lazy loaders of a class's relationships that are loaded when they are accessed."""
+    loaders = [relationship.strategy for relationship in mapper.relationships]
+    return [loader for loader in loaders if isinstance(loader, LazyLoader)]
+
+
+def relationship_of(loader: Any) -> RelationshipProperty[Any]:
+    """Return the relationship that a lazy loader loads."""
+    return cast("RelationshipProperty[Any]", loader.parent_property)
+
+
+def is_plain_load(
+    state: InstanceState[Any],
+    passive: Any,
+    option: Any,
+    extra_criteria: Any,
+    extra_options: Any,
+    path: Any,
+    execution_options: Any,
+) -> bool:
+    """Return whether a lazy load is an access to the attribute of a persistent object, and nothing more.
+
+    Others are for an attribute's history, for a pending object, without autoflush, or a part of a larger load.
+    """
+    if state.key is None or passive != PASSIVE_OFF:
+        return False
+    return option is None and path is None and not (extra_criteria or extra_options or execution_options)
+
+
+def path_of_lazy_load(parent: Mapper[Any], relationship: RelationshipProperty[Any]) -> Any:
+    """Return what an instance remembers of the lazy load that has loaded it, for the loads that follow."""
+    return parent._path_registry[relationship] + path_of(relationship.mapper)
+
+
+# statements of its own
+
+
+def select_many(
+    session: Session, mapper: Mapper[Any], pks: Sequence[tuple[Any, ...]], options: Mapping[str, Any]
+) -> Sequence[Any]:
+    """Return the rows with these primary keys, in no order, by one SELECT."""
+    columns = mapper.primary_key
+    criterion: ColumnElement[bool]
+    if len(columns) == 1:
+        criterion = columns[0].in_([pk[0] for pk in pks])
+    else:
+        criterion = or_(*(and_(*(column == part for column, part in zip(columns, pk, strict=True))) for pk in pks))
+    return session.scalars(select(mapper.class_).where(criterion), execution_options=options).unique().all()
+
+
+def select_by(session: Session, mapper: Mapper[Any], values: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """Return the row with these values of attributes, or None. Raises MultipleResultsFound."""
+    statement = select(mapper.class_).filter_by(**values)
+    return session.scalars(statement, execution_options=options).unique().one_or_none()
 
 
 # the engine

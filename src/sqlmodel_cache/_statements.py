@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sqlalchemy import CHAR, NCHAR, ColumnClause, String, TypeDecorator
+from sqlalchemy import ColumnClause, TypeDecorator
 from sqlalchemy.engine import Compiled
 from sqlalchemy.engine.default import DefaultExecutionContext
+from sqlalchemy.exc import CompileError
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.dml import Delete, Insert, Update
 from sqlalchemy.sql.elements import (
@@ -44,6 +45,8 @@ _ROW_OF_VALUES = re.compile(r".*_m(\d+)$")
 # Databases on which, unless a column says otherwise, text is equal only to the same text. Elsewhere `= 'bob'` may
 # change the row 'Bob', and the whole table counts as written.
 _EXACT_TEXT = frozenset({"postgresql", "sqlite", "oracle"})
+_PLAIN_TEXT = re.compile(r"(?:N?VARCHAR2?|TEXT|N?CLOB)(?:\(\d+(?: CHAR)?\))?", re.IGNORECASE)
+_NO_EXPRESSION = (TypeEngine.bind_expression, TypeDecorator.bind_expression)
 
 Kind = Literal["insert", "change", "cascade"]
 
@@ -246,7 +249,7 @@ def _of_table(
         return whole  # an alias, a join, or another table than the statement's own
     by_name = {column.name.lower(): column for column in table.columns}
     columns = [by_name.get(name.lower()) for name in cached.pk_columns]
-    if any(column is None for column in columns):
+    if not columns or any(column is None for column in columns):
         return _Target(Write(schema, cached, "insert")) if _only_inserts(compiled, statement) else whole
     given = {getattr(column, "key", column): value for column, value in assigned.items()}
     names = tuple(_parameter(compiled, column.key, given.get(column.key)) for column in columns if column is not None)
@@ -281,6 +284,8 @@ def _only_inserts(compiled: Compiled, statement: Insert | Update | Delete) -> bo
 
 def _parameter(compiled: Compiled, key: str, value: object) -> str:
     """Return the name of the parameter that sets a column, or "" where an expression does."""
+    if isinstance(value, BindParameter) and not _as_it_is(compiled, value.type):
+        return ""
     if isinstance(value, BindParameter):  # the compiler may have copied it, and names a nameless one after the column
         name = getattr(compiled, "bind_names", {}).get(value, key if value.unique else value.key)
         return str(name) if name in getattr(compiled, "binds", ()) else ""
@@ -300,14 +305,26 @@ def _upserts_by_key(compiled: Compiled, cached: CachedTable) -> bool:
 
 def _exact(compiled: Compiled, column: Any, wanted: type) -> bool:
     """Return whether `column = value` is true of no row but the one whose key has the text of `value`."""
-    if type(column.type).bind_expression not in (TypeEngine.bind_expression, TypeDecorator.bind_expression):
+    if not _as_it_is(compiled, column.type):
         return False
     if wanted is not str:
         return True
-    plain = plain_type(column.type)
-    if not isinstance(plain, String) or isinstance(plain, CHAR | NCHAR) or plain.__visit_name__ == "CITEXT":
-        return False  # unknown, padded, or equal without regard to case
-    return compiled.dialect.name in _EXACT_TEXT and plain.collation is None
+    # What the database calls the type: a variant, or what a decorator chooses for it. CHAR pads, CITEXT folds.
+    try:
+        declared = column.type.compile(dialect=compiled.dialect)
+    except CompileError:
+        return False
+    if getattr(plain_type(column.type), "collation", None) is not None:  # Oracle does not declare it
+        return False
+    return compiled.dialect.name in _EXACT_TEXT and _PLAIN_TEXT.fullmatch(declared) is not None
+
+
+def _as_it_is(compiled: Compiled, type_: TypeEngine[Any]) -> bool:
+    """Return whether values of a type reach the database as they are given, unchanged by a decorator or by SQL."""
+    chosen = type_.dialect_impl(compiled.dialect)
+    if any(type(each).bind_expression not in _NO_EXPRESSION for each in (type_, chosen)):
+        return False
+    return not isinstance(plain_type(chosen), TypeDecorator)
 
 
 def _where(compiled: Compiled, statement: Update | Delete, cached: CachedTable) -> tuple[str, ...]:
@@ -316,7 +333,7 @@ def _where(compiled: Compiled, statement: Update | Delete, cached: CachedTable) 
     names: dict[str, str] = {}
     for column, bind in _equalities(statement.whereclause, many=len(cached.pk_columns) == 1):
         name = getattr(compiled, "bind_names", {}).get(bind)
-        if name is None or not isinstance(column, ColumnClause):
+        if name is None or not isinstance(column, ColumnClause) or not _as_it_is(compiled, bind.type):
             continue
         of: Any = table if column.table is None else column.table
         if (getattr(of, "name", None), getattr(of, "schema", None)) == (table.name, table.schema):

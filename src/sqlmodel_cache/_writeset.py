@@ -112,6 +112,11 @@ class Transaction:
         """Whether there is anything to fence, or to keep this transaction from."""
         return bool(self.writes or self.unnamed)
 
+    @property
+    def hides(self) -> bool:
+        """Whether this transaction may see any row differently from everybody else."""
+        return self.temporary or self.wrote
+
     def covers(self, ref: TableRef, pk: str) -> bool:
         """Return whether this transaction may see the row differently from everybody else."""
         return self.temporary or bool(self.unnamed) or self.writes.covers(ref, pk)
@@ -160,7 +165,7 @@ def known_transaction_of(connection: Connection) -> Transaction | None:
 def forget(info: dict[Any, Any]) -> None:
     """End the transaction of a DBAPI connection that goes back to its pool, which has rolled it back."""
     found: Transaction | None = info.get(_INFO_KEY)
-    if found is not None:
+    if found is not None and (found.began is not None or found.wrote or found.failed):
         found.end()
 
 
@@ -168,12 +173,17 @@ def forget(info: dict[Any, Any]) -> None:
 _shared: weakref.WeakKeyDictionary[Pool, Transaction] = weakref.WeakKeyDictionary()
 
 
+def shares_transactions(pool: Pool) -> bool:
+    """Return whether sessions on this pool may be in one transaction."""
+    return isinstance(pool, StaticPool | SingletonThreadPool)
+
+
 def share(pool: Pool, state: Transaction) -> None:
     """Remember the transaction of a pool whose sessions share it."""
-    if isinstance(pool, StaticPool | SingletonThreadPool):
+    if shares_transactions(pool):
         _shared[pool] = state
 
 
 def shared_transaction(pool: Pool) -> Transaction | None:
     """Return the transaction that every session on this pool is in, or None for an ordinary pool."""
-    return _shared.get(pool) if _shared else None
+    return _shared.get(pool)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from ._driver import Driver
 from ._entities import Entities
+from ._lazy import LazyLoads
 from ._namespace import Naming
+from ._queries import Queries
 from ._reading import Reader
 from ._statements import Statements
 from ._writing import Writer
@@ -30,6 +32,8 @@ class Cache:
         self.driver = Driver(sync_transport, async_transport, fence_ttl_ms=settings.fence_ttl_ms)
         self.naming = naming = Naming(settings)
         self.reader = Reader(settings, self.driver, self.entities, naming, self.counters)
+        self.lazy_loads = LazyLoads(self.entities, self.reader)
+        self.queries = Queries(self.reader)
         self.writer = Writer(settings, self.driver, naming, self.counters)
 
     def close(self) -> None:

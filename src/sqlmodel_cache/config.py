@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
@@ -60,17 +60,38 @@ class CacheConfig:
         missing_ttl: seconds for which "no such row" is cached; None caches no absence. Then an INSERT fences its key
             like any other write, and one whose key is not in its parameters (autoincrement) fences the table. Every
             process that inserts must know it: deploy it to writers first.
+        refresh_ahead: renews rows before they expire, so that a row that is read all the time never does: a hit that
+            is near its end is read from the database again, at random, and the earlier the longer its load takes.
+            1.0 is the usual eagerness; more is earlier. None leaves rows to expire.
+        unique: keys that `SQLModelCache.get_by` may look up, each a tuple of attribute names whose columns have a
+            unique constraint or index.
+        many_to_one: True also answers lazy loads of the model by its primary key, as of `hero.team`, under the same
+            rules and with the same guarantee as a `get`: a load that begins after a `commit()` has returned never
+            gives the row as it was before that commit. Loads of an object that a statement with loader options has
+            loaded go to the database. `relationship(info={"cache": True})`, or False, decides for one relationship.
 
     Raises:
-        ConfigurationError: a ttl that is not a positive duration, an `enabled` that is not a bool.
+        ConfigurationError: a ttl that is not a positive duration, an `enabled` or `many_to_one` that is not a bool, a
+            `refresh_ahead` that is not a positive number, a `unique` that is not made of tuples of names.
     """
 
     enabled: bool = True
     ttl: Duration | None = None
     missing_ttl: Duration | None = None
+    refresh_ahead: float | None = None
+    unique: Sequence[tuple[str, ...]] = ()
+    many_to_one: bool = False
 
     def __post_init__(self) -> None:
+        beta = self.refresh_ahead
+        if beta is not None and not (isinstance(beta, int | float) and 0 < beta < math.inf and beta is not True):
+            raise ConfigurationError("CacheConfig(refresh_ahead)", beta, "give a number above zero: 1.0 is usual")
+        if isinstance(self.unique, str) or not all(_is_names(key) for key in self.unique):
+            raise ConfigurationError(
+                "CacheConfig(unique)", self.unique, 'give a list of tuples of attribute names: [("email",)]'
+            )
         flag("CacheConfig(enabled)", self.enabled)
+        flag("CacheConfig(many_to_one)", self.many_to_one)
         if self.ttl is not None:
             milliseconds("CacheConfig(ttl)", self.ttl)
         if self.missing_ttl is not None:
@@ -85,6 +106,10 @@ class CacheConfig:
     def missing_ttl_ms(self) -> int | None:
         """The missing_ttl in milliseconds, or None when absence is not cached."""
         return None if self.missing_ttl is None else milliseconds("CacheConfig(missing_ttl)", self.missing_ttl)
+
+
+def _is_names(key: object) -> bool:
+    return isinstance(key, tuple) and len(key) > 0 and all(isinstance(name, str) and name for name in key)
 
 
 def config_of(class_: type) -> CacheConfig | None:
@@ -114,6 +139,7 @@ class Settings:
     fence_ttl: Duration = 60
     on_unreachable: Literal["serve", "refuse"] = "serve"
     snapshot_reads: Literal["requested", "database"] = "requested"
+    fill_wait: Duration | None = 0.25
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -129,6 +155,8 @@ class Settings:
             raise ConfigurationError("fence_ttl", self.fence_ttl, "give at least a second: it must outlive any COMMIT")
         if self.on_unreachable not in ("serve", "refuse"):
             raise ConfigurationError("on_unreachable", self.on_unreachable, 'give "serve" or "refuse"')
+        if self.fill_wait is not None:
+            milliseconds("fill_wait", self.fill_wait)
         if self.snapshot_reads not in ("requested", "database"):
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
 
@@ -136,6 +164,11 @@ class Settings:
     def default_ttl_ms(self) -> int:
         """The default ttl in milliseconds."""
         return milliseconds("default_ttl", self.default_ttl)
+
+    @property
+    def fill_wait_ms(self) -> int:
+        """How long a reader waits for another's fill in milliseconds; 0 when it does not."""
+        return 0 if self.fill_wait is None else milliseconds("fill_wait", self.fill_wait)
 
     @property
     def fence_ttl_ms(self) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, Unpack
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
 from . import _sqlalchemy
 from ._entities import Entities
+from ._queries import Queries
 from .cache import Cache
 from .config import Duration, Namespace, Settings
 from .errors import ConfigurationError
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
     from .follow import Follower, FollowerOptions
+
+T = TypeVar("T")
 
 Bind: TypeAlias = "Session | Connection | Engine | AsyncBind"
 AnyDatabase: TypeAlias = "Engine | AsyncEngine | URL | str"
@@ -57,6 +62,7 @@ class SQLModelCache:
         fence_ttl: Duration = 60,
         on_unreachable: Literal["serve", "refuse"] = "serve",
         snapshot_reads: Literal["requested", "database"] = "requested",
+        fill_wait: Duration | None = 0.25,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -77,6 +83,8 @@ class SQLModelCache:
                 `InvalidationError` from `commit()` and rolls back.
             snapshot_reads: "requested" reads the database where somebody asked for REPEATABLE READ or above;
                 "database" does so, once a transaction has begun, where that is merely the database's default, too.
+            fill_wait: seconds for which a get that misses waits for another one, here or in another process, that is
+                about to store the same row; then it reads the database itself. None never waits.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
@@ -93,6 +101,7 @@ class SQLModelCache:
             fence_ttl=fence_ttl,
             on_unreachable=on_unreachable,
             snapshot_reads=snapshot_reads,
+            fill_wait=fill_wait,
         )
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()
@@ -190,6 +199,77 @@ class SQLModelCache:
         return follower(cls._cache, database, **options)
 
     @classmethod
+    def get_many(
+        cls,
+        session: Session,
+        entity: type[T],
+        idents: Iterable[Any],
+        *,
+        execution_options: Mapping[str, Any] | None = None,
+    ) -> list[T | None]:
+        """Return the rows with these primary keys, in the order given, with None for each that does not exist.
+
+        Each is what `session.get` would return, under the same guarantee. However many there are, all are looked up
+        in one round trip, all misses are read by one SELECT, and stored in two more round trips.
+
+        Args:
+            session: the session that they shall be in.
+            entity: a mapped class; one that is not cached is read by the SELECT.
+            idents: primary keys as `session.get` takes them, none of them twice.
+            execution_options: as for `session.get`: `{"cache": False}`, `{"cache_ttl": 60}`.
+
+        Raises:
+            ConfigurationError: something that is not a primary key of the class, or is given twice; nothing was read.
+        """
+        return cls._queries().get_many(session, entity, idents, execution_options or {})
+
+    @classmethod
+    async def aget_many(
+        cls,
+        session: AsyncSession,
+        entity: type[T],
+        idents: Iterable[Any],
+        *,
+        execution_options: Mapping[str, Any] | None = None,
+    ) -> list[T | None]:
+        """`get_many`, for an `AsyncSession`."""
+        return await _sqlalchemy.in_new_greenlet(
+            cls.get_many, session.sync_session, entity, idents, execution_options=execution_options
+        )
+
+    @classmethod
+    def get_by(
+        cls, session: Session, entity: type[T], *, execution_options: Mapping[str, Any] | None = None, **key: Any
+    ) -> T | None:
+        """Return the row with these values of a unique key, or None: `get_by(session, Hero, email="a@b.c")`.
+
+        It is what `select(Hero).where(Hero.email == "a@b.c")` would find, from the cache under the guarantee of a
+        `get`: one round trip finds the primary key, a second the row, which is checked to have the key. "No such row"
+        is not cached.
+
+        Args:
+            session: the session that it shall be in.
+            entity: a mapped class; one that is not cached is read by the SELECT.
+            execution_options: as for `session.get`.
+            **key: the values of a key that the class declares, `CacheConfig(unique=[("email",)])`.
+
+        Raises:
+            ConfigurationError: the key is not declared, or not unique by the table's own word; nothing was read.
+            MultipleResultsFound: from a SELECT on a class that is not cached, where the key is not unique.
+        """
+        found: T | None = cls._queries().get_by(session, entity, key, execution_options or {})
+        return found
+
+    @classmethod
+    async def aget_by(
+        cls, session: AsyncSession, entity: type[T], *, execution_options: Mapping[str, Any] | None = None, **key: Any
+    ) -> T | None:
+        """`get_by`, for an `AsyncSession`."""
+        return await _sqlalchemy.in_new_greenlet(
+            cls.get_by, session.sync_session, entity, execution_options=execution_options, **key
+        )
+
+    @classmethod
     def get_config(cls) -> Settings | None:
         """Return what `configure()` was told, or None when nothing is configured."""
         cache = cls._cache
@@ -214,12 +294,22 @@ class SQLModelCache:
         return explain(model, cache.settings, cache.entities, cache.reader.not_stored)
 
     @classmethod
+    def _queries(cls) -> Queries:
+        return (cls._cache or _nothing_cached()).queries
+
+    @classmethod
     def _remove(cls) -> None:
         if cls._hooks is not None:
             cls._hooks.remove()
         if cls._cache is not None:
             cls._cache.close()
         cls._cache = cls._hooks = None
+
+
+@functools.cache
+def _nothing_cached() -> Cache:
+    """Return what answers reads of many rows while nothing is configured."""
+    return Cache(Settings(None, None, enabled=False), None, None)
 
 
 def _sync_bind(bind: Any, model: type | None) -> Engine | Connection | None:

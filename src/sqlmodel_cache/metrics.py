@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counts of this process since `configure()`. A get of a cached model is exactly one hit, miss or bypass."""
+    """Counts of this process since `configure()`. A get of a cached model is exactly one hit, miss or bypass.
+
+    So is a lazy load of a relationship that opted in, but for those of an attribute's history, or of a larger load.
+    """
 
     hits: int = 0  # gets answered from the cache
     misses: int = 0  # gets that looked in the cache and then read the database
@@ -16,6 +18,7 @@ class Stats:
     fills: int = 0  # rows stored
     refused: int = 0  # fills that came too late: a commit or another fill was first
     fenced: int = 0  # misses that found a commit in flight
+    shared: int = 0  # misses that were told what another get was about to read
     uncached: int = 0  # misses whose row must not be stored: missing, own writes, old snapshot, values
     corrupt: int = 0  # payloads that did not decode; each was replaced
     errors: int = 0  # misses and invalidations that the transport failed
@@ -27,12 +30,12 @@ class Counters:
 
     def __init__(self) -> None:
         # Threads may race on an increment and lose one; a lock here would cost every hit more than a count is worth.
-        self._counts: Counter[str] = Counter()
+        self.counts = {field.name: 0 for field in fields(Stats)}
 
     def add(self, name: str, count: int = 1) -> None:
         """Count; `name` is a field of `Stats`."""
-        self._counts[name] += count
+        self.counts[name] += count
 
     def snapshot(self) -> Stats:
         """Return the counts so far."""
-        return Stats(**{field.name: self._counts[field.name] for field in fields(Stats)})
+        return Stats(**self.counts)

@@ -1,6 +1,7 @@
 """The hooks on SQLAlchemy's sessions and connections: the shell, which decides nothing.
 
     Session.get                         -> Reader.get
+    a lazy load's SELECT                -> LazyLoads.load, where the relationship opted in
     every statement of every connection -> Writer.record, into the connection's write set, unless it only reads
     a connection's outermost COMMIT     -> Writer.commit around it
     a connection's outermost ROLLBACK   -> the write set is forgotten
@@ -52,6 +53,8 @@ class Hooks:
         """Hook in."""
         self._patches.replace(Session, "get", self._get)
         self._patches.replace(Session, "_merge", _merge)
+        if self._cache.settings.enabled:
+            self._patches.replace(_sqlalchemy.LazyLoader, "_emit_lazyload", self._lazy_load)
         self._patches.replace(Connection, "_begin_impl", _begin)
         self._patches.replace(Connection, "_begin_twophase_impl", _begin)
         self._patches.replace(Connection, "_exec_single_context", self._execute)
@@ -80,6 +83,19 @@ class Hooks:
             return reader.get(self, entity, ident, options, lambda: original(self, entity, ident, **options))
 
         return get
+
+    def _lazy_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        lazy_loads = self._cache.lazy_loads
+        link_of = lazy_loads.link
+
+        @functools.wraps(original)
+        def emit_lazyload(loader: Any, *arguments: Any) -> Any:
+            link = link_of(loader)
+            if link is None:
+                return original(loader, *arguments)
+            return lazy_loads.load(link, lambda: original(loader, *arguments), *arguments)
+
+        return emit_lazyload
 
     def _after_begin(self, session: Session, transaction: Any, connection: Connection) -> None:
         transaction_of(connection).sessions.add(session)

@@ -100,7 +100,12 @@ def decode(payload: bytes) -> str:
 
 def read(**options: Any) -> Driver:
     """Return a read of the row, at its first effect."""
-    return Driver(protocol.read(ENTRY, FINGERPRINT, decode, ttl_ms=TTL_MS, new_id=Ids(), **options))
+    return Driver(protocol.read(ENTRY, reading(**options), new_id=Ids()))
+
+
+def reading(**options: Any) -> protocol.Reading[str]:
+    """Return how the row is wanted."""
+    return protocol.Reading(FINGERPRINT, decode, TTL_MS, **options)
 
 
 def lookup() -> Lookup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -15,18 +15,24 @@ from sqlmodel_cache import MemoryTransport, TransportError, _protocol
 from sqlmodel_cache._effects import (
     Begin,
     Commit,
+    Depart,
     End,
+    Entry,
     Fill,
     Granted,
+    Hit,
     Keys,
+    Land,
     Lease,
     LeaseReply,
     Load,
+    LoadMany,
     Lookup,
     Outcome,
+    Together,
 )
 from sqlmodel_cache._plan import Plan, perform
-from sqlmodel_cache._protocol import Answer, Source
+from sqlmodel_cache._protocol import Answer, Reading, Source
 from sqlmodel_cache.transport.memory import _Fence, _Value
 
 # transports
@@ -260,16 +266,65 @@ def ends_on_unknown_outcome(keys: Keys, debts: Any, *, new_id: Any, **settings: 
     return outcome
 
 
-def selects_before_lease(
-    entry: Any, fingerprint: bytes, decode: Any, *, ttl_ms: int, new_id: Any, **_: Any
-) -> Plan[Any]:
+def selects_before_lease(entry: Entry, reading: Reading[Any], *, new_id: Any) -> Plan[Any]:
     """A read that asks for its lease when it has its row."""
-    yield from perform(Lookup(entry, fingerprint))
+    yield from perform(Lookup(entry, reading.fingerprint))
     loaded = yield from perform(Load())
-    found = yield from perform(Lease(entry, fingerprint, new_id()))
+    found = yield from perform(Lease(entry, reading.fingerprint, new_id()))
     if isinstance(found, Granted) and loaded.payload is not None:
-        yield from perform(Fill(entry, found, fingerprint, loaded.payload, ttl_ms))
+        yield from perform(Fill(entry, found, reading.fingerprint, loaded.payload, reading.ttl_ms))
     return Answer(Source.FILLED, None, loaded.row)
+
+
+def _changed(read: Callable[..., Plan[Any]], change: Callable[[Any, Any], Any]) -> Callable[..., Plan[Any]]:
+    """Return a plan whose effects are changed on the way, given the reply before; None is not performed at all."""
+
+    def mutant(*arguments: Any, **options: Any) -> Plan[Any]:
+        plan = read(*arguments, **options)
+        try:
+            effect, reply = next(plan), None
+            while True:
+                changed = change(effect, reply)
+                try:
+                    reply = None if changed is None else (yield changed)
+                except TransportError as error:
+                    effect = plan.throw(error)
+                else:
+                    effect = plan.send(reply)
+        except StopIteration as done:
+            return done.value
+
+    return mutant
+
+
+# A load that others may join until it has landed.
+never_departs = _changed(_protocol.read, lambda effect, reply: None if isinstance(effect, Depart) else effect)
+
+# A reader that tells others what its lease has found.
+lands_what_its_lease_found = _changed(
+    _protocol.read,
+    lambda effect, reply: Land(reply.payload) if isinstance(effect, Land) and isinstance(reply, Hit) else effect,
+)
+
+
+def renews_under_no_lease(entry: Entry, reading: Reading[Any], *, new_id: Any) -> Plan[Any]:
+    """A renewal that reads the row first, and then asks for the lease to store it under."""
+    yield from perform(Lookup(entry, reading.fingerprint))
+    loaded = yield from perform(Load())
+    found = yield from perform(Lease(entry, reading.fingerprint, new_id(), replace=True))
+    if isinstance(found, Granted) and loaded.payload is not None:
+        yield from perform(Fill(entry, found, reading.fingerprint, loaded.payload, reading.ttl_ms, renew=True))
+    return Answer(Source.FILLED, None, loaded.row)
+
+
+def selects_many_before_lease(entries: Sequence[Entry], reading: Reading[Any], *, new_id: Any) -> Plan[Any]:
+    """A read of many rows that asks for its leases when it has them."""
+    (loaded,) = yield from perform(LoadMany((0,), (True,)))
+    (found,) = yield from perform(Together((Lease(entries[0], reading.fingerprint, new_id()),)))
+    if isinstance(found, Granted) and loaded.payload is not None:
+        fill = Fill(entries[0], found, reading.fingerprint, loaded.payload, reading.ttl_ms)
+        yield from perform(Together((fill,)))
+    return [Answer(Source.FILLED, None, loaded.row)]
 
 
 def own_read_through_cache(process: Process) -> Plan[Any]:

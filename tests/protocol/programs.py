@@ -11,12 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlmodel_cache import InvalidationError, TransportError, _protocol
+from sqlmodel_cache import InvalidationError, TransportError, _protocol, _searches
 from sqlmodel_cache._effects import ABSENT, Commit, Entry, Keys, Lease, Load, Outcome
 from sqlmodel_cache._plan import Effect, Plan, perform
+from sqlmodel_cache._protocol import Reading
+from sqlmodel_cache._searches import Finding
 from sqlmodel_cache.errors import CodecError
 
 ENTRY = Entry("c:{db/hero:0}:1", "c:{db/hero:0}")
+HINT = Entry("c:{db/hero:1}:/key", "c:{db/hero:1}")
+HINTED = b"the row"  # what a hint says; it may say so at any time, and it may say nothing
 ROW = Keys((ENTRY.row,), ())
 TABLE = Keys((), (ENTRY.table,))
 NOTHING = Keys((), ())
@@ -99,10 +103,43 @@ def decode(payload: bytes) -> int:
     return int(payload)
 
 
-def reader(read: Callable[..., Plan[Any]] = _protocol.read, fingerprint: bytes = FINGERPRINT) -> Program:
+def reader(
+    read: Callable[..., Plan[Any]] = _protocol.read, fingerprint: bytes = FINGERPRINT, **options: Any
+) -> Program:
     """Return a program that gets the row in READ COMMITTED."""
-    ttls = {"ttl_ms": TTL_MS, "absent_ttl_ms": TTL_MS}
-    return lambda process: read(ENTRY, fingerprint, decode, new_id=process.new_id, **ttls)
+    reading = Reading(fingerprint, decode, TTL_MS, TTL_MS, **options)
+    return lambda process: read(ENTRY, reading, new_id=process.new_id)
+
+
+WAIT_MS = 2  # time for one poll
+
+
+def waiting_reader(read: Callable[..., Plan[Any]] = _protocol.read) -> Program:
+    """Return a program that gets the row, and waits for who is about to load it: here, or elsewhere."""
+    return reader(read, wait_ms=WAIT_MS)
+
+
+def renewing_reader(renew: Callable[..., Plan[Any]] = _protocol.read) -> Program:
+    """Return a program that gets the row, and renews each value that it hits."""
+    return reader(renew, due=lambda payload: True)
+
+
+def reader_of_many(read_many: Callable[..., Plan[Any]] = _searches.read_many) -> Program:
+    """Return a program that gets the row as one of many."""
+    return reader(lambda entry, reading, new_id: read_many([entry], reading, new_id=new_id))
+
+
+def finder(find: Callable[..., Plan[Any]] = _searches.find, matches: Callable[[int], bool] | None = None) -> Program:
+    """Return a program that gets the row by a unique key, which every other commit takes from it and gives back."""
+    hint = Reading(FINGERPRINT, bytes, TTL_MS)
+    row = Reading(FINGERPRINT, decode, TTL_MS)
+    finding = Finding(HINT, hint, lambda _: (ENTRY, row), matches or has_key)
+    return lambda process: find(finding, new_id=process.new_id)
+
+
+def has_key(version: int) -> bool:
+    """Return whether the row has the unique key as the n-th commit left it."""
+    return version % 2 == 0
 
 
 def snapshot_reader() -> Program:

@@ -38,6 +38,8 @@ class Scenario:
         row_exists: whether the row exists before the first commit.
         caches_missing: whether "no such row" is cached where it does not.
         fingerprints: those of the fresh readers.
+        answers: whether the oracle looks at what readers are told, too, and not only at what the cache holds.
+        together: whether the readers are in one process, and so join each other's loads.
         promise: the letters of the oracle that are checked.
     """
 
@@ -58,7 +60,9 @@ class Scenario:
     row_exists: bool = True
     caches_missing: bool = False
     fingerprints: tuple[bytes, ...] = (FINGERPRINT,)
-    promise: str = "abcdp"
+    answers: bool = False
+    together: bool = False
+    promise: str = "abcdjp"
 
 
 class Proc(NamedTuple):
@@ -69,6 +73,8 @@ class Proc(NamedTuple):
     replies: tuple[Any, ...] = ()
     txn: str = ""  # "", active, committing, committed, aborted, orphan
     version: int = 0  # what its commit made of the row
+    flight: int = 0  # the number of the load that it leads, or minus that of the one that it has joined
+    floor: int = -1  # the newest version whose commit() had returned when it began
 
 
 class State(NamedTuple):
@@ -83,6 +89,8 @@ class State(NamedTuple):
     crashes: int
     lost: int
     evictions: int
+    open: int = 0  # the load that may be joined
+    wrong: str = ""  # what a reader was told that it must not be told
 
 
 class Position(NamedTuple):

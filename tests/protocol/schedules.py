@@ -9,6 +9,7 @@ The oracle, in every state that can be reached:
     a   a reader that begins now does not hit a row that is older than a commit which has returned
     b   it hits what the database holds now: hits are linearizable with the commit points
     c   it does not hit what nobody has committed
+    j   what a reader is told, by a hit or by another reader, is not older than a commit that had returned when it began
     d   when all writers are done and all deadlines have passed, two quiet reads end in a hit: never stuck
     p   when all writers are done and owe nothing, no stale row is left behind
 """
@@ -19,12 +20,52 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from protocol.programs import Abort, Process, Program, Snapshot, Update, payload_of
+from protocol.programs import ENTRY, HINT, HINTED, Abort, Process, Program, Snapshot, Update, has_key, payload_of
 from protocol.scenario import LOST, OVER, Position, Proc, Report, Scenario, State, Step
-from protocol.world import DEAD, EMPTY, LIVE_ROW, LIVE_TABLE, Cells, Names, Shelf, lapsed, pending, show, word
+from protocol.world import (
+    DEAD,
+    EMPTY,
+    LIVE_ROW,
+    LIVE_TABLE,
+    Cells,
+    Names,
+    Shelf,
+    elected,
+    lapsed,
+    pending,
+    show,
+    too_late,
+    word,
+)
 
-from sqlmodel_cache._effects import ABSENT, Begin, Commit, End, Fill, Granted, Lease, Load, Loaded, Outcome
+from sqlmodel_cache._effects import (
+    ABSENT,
+    Begin,
+    Commit,
+    Depart,
+    End,
+    Entry,
+    Fill,
+    Filling,
+    Granted,
+    Join,
+    Land,
+    Landed,
+    Leads,
+    Lease,
+    Load,
+    Loaded,
+    LoadMany,
+    Locate,
+    Located,
+    Lookup,
+    Outcome,
+    Resign,
+    Together,
+    Wait,
+)
 from sqlmodel_cache._plan import Effect
+from sqlmodel_cache._protocol import Answer
 from sqlmodel_cache.errors import TransportError
 
 
@@ -85,6 +126,8 @@ class Explorer:
 
     def _violations(self, state: State) -> Iterator[tuple[str, str]]:
         promise = self.scenario.promise
+        if state.wrong and "j" in promise:
+            yield "j", state.wrong
         quiet, owing = self._is_quiet(state)
         for fingerprint in self.scenario.fingerprints:
             hit = self.shelf.hit(state.cells, fingerprint, state.current)
@@ -152,8 +195,18 @@ class Explorer:
         if is_writer and state.crashes and proc.txn:
             dead = proc._replace(status="dead", replies=(), txn="orphan" if proc.txn == "active" else proc.txn)
             yield f"{name}: crashes", self._with(state._replace(crashes=state.crashes - 1), at, dead)
-        if isinstance(effect, Update | Abort | Snapshot | Load | Commit):
+        if self.scenario.answers and not is_writer and proc.floor < 0:
+            proc = proc._replace(floor=state.returned)
+            state = self._with(state, at, proc)
+            at = self._place(state, proc)
+        if isinstance(effect, Update | Abort | Snapshot | Load | LoadMany | Locate | Commit):
             yield from self._on_database(state, at, proc, name, effect)
+            return
+        if isinstance(effect, Join | Depart | Land | Wait):
+            yield from self._in_process(state, at, proc, name, effect)
+            return
+        if isinstance(effect, Together) or _entry_of(effect) == HINT:
+            yield from self._with_hints(state, at, name, effect)
             return
         if self.scenario.refusals and isinstance(effect, Begin) and proc.txn == "active":
             rolled = state._replace(lock=-1 if state.lock == at else state.lock)
@@ -164,7 +217,7 @@ class Explorer:
         if isinstance(effect, Begin | End):
             event += f" -> {show(cells)}"
         yield event, self._told(self._after(state, cells, names), at, reply)
-        if state.lost and (is_writer or isinstance(effect, Lease | Fill)):
+        if state.lost and (is_writer or isinstance(effect, Lease | Fill | Resign)):
             late = tuple(sorted((*state.late, self._effect_number(effect))))
             broken = state._replace(lost=state.lost - 1, late=late)
             yield f"{name}: {type(effect).__name__} fails, may be executed later", self._told(broken, at, LOST)
@@ -184,8 +237,76 @@ class Explorer:
             case Load(encode):
                 loaded = self._select(state, at, proc, encode)
                 yield f"{name}: SELECT: v{loaded.row}", self._told(state, at, loaded)
+            case LoadMany(_, (encode,)):
+                loaded = self._select(state, at, proc, encode)
+                yield f"{name}: SELECT: v{loaded.row}", self._told(state, at, (loaded,))
+            case Locate(encode):
+                loaded = self._select(state, at, proc, encode)
+                found = Located(loaded, ENTRY, HINTED) if encode else Located(loaded, None, None)
+                yield f"{name}: SELECT: v{loaded.row}", self._told(state, at, found)
             case Commit():
                 yield from self._commit(state, at, proc, name)
+
+    def _in_process(self, state: State, at: int, proc: Proc, name: str, effect: Effect[Any]) -> Iterator[Step]:
+        match effect:
+            case Wait():
+                yield f"{name}: waits", self._told(state, at, None)
+            case Join() if not self.scenario.together:
+                yield f"{name}: leads", self._told(state, at, Leads())
+            case Join() if proc.flight < 0:
+                alone = self._with(state, at, proc._replace(flight=0))
+                yield f"{name}: stops waiting", self._told(alone, self._place(alone, proc, 0), Landed(None))
+            case Join() if state.open:
+                yield f"{name}: joins", self._with(state, at, proc._replace(flight=-state.open))
+            case Join():
+                taken = {abs(self._procs[number].flight) for number in state.procs}
+                flight = next(number for number in range(1, len(taken) + 2) if number not in taken)
+                leading = self._with(state._replace(open=flight), at, proc._replace(flight=flight))
+                yield f"{name}: leads", self._told(leading, self._place(leading, proc, flight), Leads())
+            case Depart():
+                shut = state._replace(open=0 if state.open == proc.flight else state.open)
+                yield f"{name}: departs", self._told(shut, at, None)
+            case Land(payload):
+                yield f"{name}: lands", self._land(state, at, proc, payload)
+
+    def _land(self, state: State, at: int, proc: Proc, payload: bytes | None) -> State:
+        """Return the state after everybody who has joined a reader's load was told of it."""
+        flight = proc.flight
+        state = self._with(state, at, proc._replace(flight=0))
+        state = state._replace(open=0 if state.open == flight else state.open)
+        state = self._told(state, self._place(state, proc, 0), None)
+        while flight:
+            joined = [place for place, number in enumerate(state.procs) if self._procs[number].flight == -flight]
+            if not joined:
+                break
+            waiting = self._procs[state.procs[joined[0]]]
+            state = self._with(state, joined[0], waiting._replace(flight=0))
+            state = self._told(state, self._place(state, waiting, 0), Landed(payload))
+        return state
+
+    def _place(self, state: State, proc: Proc, flight: int | None = None) -> int:
+        """Return where a process stands after its state has changed: readers are kept in order."""
+        return state.procs.index(self._number(proc if flight is None else proc._replace(flight=flight)))
+
+    def _with_hints(self, state: State, at: int, name: str, effect: Effect[Any]) -> Iterator[Step]:
+        """Perform effects of which some are on the hint of a unique key: what that says is arbitrary."""
+        many = isinstance(effect, Together)
+        effects = effect.effects if isinstance(effect, Together) else (effect,)
+        for hinted in (HINTED, None) if any(isinstance(each, Lookup) for each in effects) else (None,):
+            after, replies = state, []
+            for each in effects:
+                if _entry_of(each) == HINT:
+                    replies.append(_of_hint(each, hinted))
+                    continue
+                cells, reply, names = self.shelf.execute(after.cells, each)
+                after = self._after(after, cells, names)
+                replies.append(reply)
+            told = ", ".join(
+                f"{type(each).__name__}: {word(each, reply)}" for each, reply in zip(effects, replies, strict=True)
+            )
+            yield f"{name}: {told}", self._told(after, at, tuple(replies) if many else replies[0])
+            if _entry_of(effects[0]) != HINT:
+                break
 
     def _commit(self, state: State, at: int, proc: Proc, name: str) -> Iterator[Step]:
         if proc.txn == "active":
@@ -225,6 +346,8 @@ class Explorer:
                 if scenario.deadlines == "any" or owner.txn in OVER:
                     new = cells._replace(**{"row" if at == 0 else "table": lapsed(cell, token)})
                     yield f"the deadline of {token.decode().strip('.')} passes on {label}", state._replace(cells=new)
+        if elected(cells.row):
+            yield "the time of the elected one passes", state._replace(cells=Cells(too_late(cells.row), cells.table))
         if state.evictions and scenario.restores:
             yield "the cache restarts from an old snapshot", self._lose(state, self._start)
 
@@ -258,7 +381,7 @@ class Explorer:
 
     def _rename_late(self, number: int, names: Names) -> int:
         effect = self._effects[number]
-        if not isinstance(effect, Fill):
+        if not isinstance(effect, Fill | Resign):
             return number
         kept = Names(LIVE_ROW if names.row == LIVE_ROW else None, LIVE_TABLE if names.table == LIVE_TABLE else None)
         return self._effect_number(replace(effect, lease=kept.of_lease(effect.lease)))
@@ -271,7 +394,9 @@ class Explorer:
         if position.effect is None:
             if position.result is Outcome.COMMITTED:
                 state = state._replace(returned=max(state.returned, proc.version))
-            proc = proc._replace(status="owing" if position.owed else "done", replies=(), version=0)
+            elif proc.floor >= 0 and not state.wrong:
+                state = state._replace(wrong=_wrong(proc, position.result))
+            proc = proc._replace(status="owing" if position.owed else "done", replies=(), version=0, floor=-1)
         return self._with(state, at, proc)
 
     def _with(self, state: State, at: int, proc: Proc) -> State:
@@ -312,6 +437,34 @@ class Explorer:
         return number
 
 
+def _wrong(proc: Proc, result: Any) -> str:
+    """Return what is wrong with a reader's answer, or ""."""
+    for answer in result if isinstance(result, list) else [result]:
+        if not isinstance(answer, Answer) or any(type(reply) is int for reply in proc.replies):
+            continue  # a snapshot shows what it must
+        told = answer.decoded if answer.decoded is not None else answer.row or 0
+        if told < proc.floor:
+            return f"a reader is told v{told}; commit() of v{proc.floor} had returned when it began"
+        if told < 0:
+            return "a reader is told an uncommitted value"
+        if answer.decoded is not None and HINTED in proc.replies and not has_key(told):
+            return f"a reader is told v{told}, which has not got the key"
+    return ""
+
+
+def _entry_of(effect: Effect[Any]) -> Entry | None:
+    return getattr(effect, "entry", None)
+
+
+def _of_hint(effect: Effect[Any], hinted: bytes | None) -> Any:
+    match effect:
+        case Lookup():
+            return hinted
+        case Lease():
+            return Granted(DEAD, DEAD)
+    return True
+
+
 def _follow(program: Program, name: str, replies: tuple[Any, ...]) -> Position:
     """Return where a program stands after it has received `replies`."""
     process = Process(name)
@@ -328,8 +481,13 @@ def _follow(program: Program, name: str, replies: tuple[Any, ...]) -> Position:
 
 def _remembers(replies: tuple[Any, ...], began: int) -> bool:
     """Return whether a lease's very versions were seen before the snapshot began: the version memory of the session."""
-    leases = [at for at, reply in enumerate(replies) if type(reply) is Granted]
-    return bool(leases) and leases[0] < began < leases[-1] and replies[leases[0]] == replies[leases[-1]]
+    leases = [(at, _versions(reply)) for at, reply in enumerate(replies) if isinstance(reply, Granted | Filling)]
+    return bool(leases) and leases[0][0] < began < leases[-1][0] and leases[0][1] == leases[-1][1]
+
+
+def _versions(reply: Granted | Filling) -> tuple[bytes, bytes]:
+    lease = reply.lease if isinstance(reply, Filling) else reply
+    return lease.version, lease.table_version
 
 
 def _trace(origin: list[tuple[int, str]], at: int) -> list[str]:

@@ -14,10 +14,13 @@ from protocol.programs import (
     FINGERPRINT,
     OTHER_RELEASE,
     TABLE,
+    finder,
     own_load,
     reader,
+    reader_of_many,
     remembering_reader,
     snapshot_reader,
+    waiting_reader,
     writer,
 )
 from protocol.scenario import Scenario
@@ -38,6 +41,7 @@ class Guard:
     intact: dict[str, Any] = field(default_factory=dict)  # where taking out the mutant is not enough
 
 
+TOGETHER: dict[str, Any] = {"answers": True, "together": True}
 TWO_RELEASES = (reader(), reader(fingerprint=OTHER_RELEASE))
 BOTH_RELEASES = (FINGERPRINT, OTHER_RELEASE)
 TWO_WRITERS = {"writers": (writer(), writer())}
@@ -124,6 +128,28 @@ GUARDS = {
     "an old snapshot does not fill [H7]": Guard("a", {"fills_old": True}, {"readers": (snapshot_reader(),)}),
     "an old snapshot does not fill under a version that has changed [H7]": Guard(
         "a", {"fills_old": True}, {"readers": (remembering_reader(),)}
+    ),
+    "nobody joins a load that has been sent [H11]": Guard(
+        "j",
+        {"readers": (waiting_reader(mutants.never_departs),) * 2},
+        TOGETHER,
+        {"readers": (waiting_reader(),) * 2},
+    ),
+    "what a lease has found is not shared [H11r]": Guard(
+        "j",
+        {"readers": (*(waiting_reader(mutants.lands_what_its_lease_found),) * 2, reader())},
+        TOGETHER,
+        {"readers": (*(waiting_reader(),) * 2, reader())},
+    ),
+    "a renewal is sent after its lease [I4]": Guard("a", {"readers": (reader(mutants.renews_under_no_lease),)}),
+    "many rows are read after their leases [I4]": Guard(
+        "a", {"readers": (reader_of_many(mutants.selects_many_before_lease),)}
+    ),
+    "a row that a hint leads to must have the key": Guard(
+        "j",
+        {"readers": (finder(matches=lambda version: True), reader())},
+        {"answers": True},
+        {"readers": (finder(), reader())},
     ),
     "an INSERT fences the row that is cached as missing [H10]": Guard(
         "a", {"writers": (writer(commit=mutants.never_tells),)}, {"warm": ABSENT, **NO_ROW}

@@ -14,10 +14,14 @@ from protocol.programs import (
     ROW,
     TABLE,
     Keys,
+    finder,
     own_load,
     reader,
+    reader_of_many,
     remembering_reader,
+    renewing_reader,
     snapshot_reader,
+    waiting_reader,
     writer,
 )
 from protocol.scenario import Scenario
@@ -32,6 +36,7 @@ ONE_READER = (reader(),)
 TWO_READERS = ONE_READER * 2
 
 QUIET = Scenario()
+ANSWERS = Scenario(answers=True)
 FAULTS = Scenario(crashes=1, evictions=1, deadlines="sound", refusals=True, unknown=True)
 
 # name -> (scenario, what the long profile changes, floor of states that the short profile visits)
@@ -123,6 +128,46 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, object], int]] = {
         {"writers": (writer(), writer())},
         5_000,
     ),
+    "three readers of one process that join each other": (
+        replace(ANSWERS, together=True, readers=(waiting_reader(),) * 3),
+        {"readers": (waiting_reader(),) * 4},
+        40_000,
+    ),
+    "two readers of one process that join each other, every fault": (
+        replace(FAULTS, answers=True, together=True, readers=(waiting_reader(),) * 2),
+        {"lost": 1},
+        30_000,
+    ),
+    "readers of two processes that wait for the elected one, every fault": (
+        replace(FAULTS, answers=True, readers=(waiting_reader(),) * 2),
+        {"lost": 1},
+        20_000,
+    ),
+    "readers that wait for a row which does not exist, every fault": (
+        replace(FAULTS, answers=True, warm=None, row_exists=False, readers=(waiting_reader(),) * 2),
+        {"lost": 1},
+        5_000,
+    ),
+    "reader that renews what it hits, every fault": (
+        replace(FAULTS, answers=True, readers=(renewing_reader(), reader())),
+        {"readers": (renewing_reader(), renewing_reader(), reader())},
+        5_000,
+    ),
+    "reader of many rows, every fault": (
+        replace(FAULTS, answers=True, readers=(reader_of_many(), reader())),
+        {"readers": (reader_of_many(), reader_of_many(), reader())},
+        5_000,
+    ),
+    "reader by a unique key, two writers": (
+        replace(ANSWERS, writers=(writer(), writer()), readers=(finder(), reader())),
+        {"readers": (finder(), finder(), reader())},
+        10_000,
+    ),
+    "reader by a unique key, every fault": (
+        replace(FAULTS, answers=True, readers=(finder(), reader())),
+        {"writers": (writer(), writer())},
+        10_000,
+    ),
 }
 
 
@@ -132,6 +177,11 @@ def test_explorer_reaches_what_it_is_about() -> None:
         replace(FAULTS, lost=1),
         replace(QUIET, readers=TWO_READERS),
         replace(QUIET, readers=(snapshot_reader(),)),
+        replace(ANSWERS, together=True, readers=(waiting_reader(),) * 2),
+        replace(ANSWERS, readers=(waiting_reader(),) * 2, deadlines="sound"),
+        replace(ANSWERS, warm=None, row_exists=False, readers=(waiting_reader(),)),
+        replace(ANSWERS, readers=(renewing_reader(),)),
+        replace(ANSWERS, readers=(reader_of_many(), finder())),
     )
     seen = sum((explore(scenario).seen for scenario in scenarios), Counter[str]())
     for event in (
@@ -164,6 +214,15 @@ def test_explorer_reaches_what_it_is_about() -> None:
         "R is evicted",
         "T is evicted",
         "the deadline of W1.1 passes on R",
+        "leads",
+        "joins",
+        "stops waiting",
+        "departs",
+        "lands",
+        "waits",
+        "Resign: done",
+        "the time of the elected one passes",
+        "Lease: granted, Lease: granted",
     ):
         assert seen[event] > 0, event
 

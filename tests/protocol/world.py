@@ -15,14 +15,18 @@ from typing import Any, NamedTuple, TypeAlias
 from protocol.programs import ENTRY, FINGERPRINT, Process, decode, payload_of, reader
 
 from sqlmodel_cache import MemoryTransport, _protocol
-from sqlmodel_cache._effects import ABSENT, Fenced, Fill, Granted, Hit, Lease, Load, Loaded, Lookup
+from sqlmodel_cache._effects import ABSENT, Fenced, Fill, Filling, Granted, Hit, Lease, Load, Loaded, Lookup
 from sqlmodel_cache._plan import Effect, run
-from sqlmodel_cache._protocol import Source
+from sqlmodel_cache._protocol import Reading, Source
 from sqlmodel_cache.errors import CodecError
 from sqlmodel_cache.transport.memory import _Fence, _Value
 
 Cell: TypeAlias = tuple[Any, ...] | None
-"""None, ("F", version, ((token, deadline), ...)) or ("V", version, table version, ((fingerprint, payload), ...))."""
+"""None, or one of
+
+("F", version, ((token, deadline), ...), election)
+("V", version, table version, ((fingerprint, payload), ...))
+"""
 
 NOW = 1_000.0  # seconds; the clock stands still, and deadlines lapse by being set to zero
 LATER = NOW + 3_600.0
@@ -40,6 +44,11 @@ class Cells(NamedTuple):
 EMPTY = Cells(None, None)
 
 
+@dataclass(frozen=True, slots=True)
+class Elected(Granted):
+    """A lease whose holder is elected. `Granted.elected` does not count in comparisons; here it makes a difference."""
+
+
 @dataclass(frozen=True)
 class Names:
     """How the versions of one step are renamed."""
@@ -49,7 +58,8 @@ class Names:
 
     def of_lease(self, granted: Granted) -> Granted:
         """Return a lease with canonical names."""
-        return Granted(self.of_row(granted.version), self.of_table(granted.table_version))
+        kind = Elected if granted.elected else Granted
+        return kind(self.of_row(granted.version), self.of_table(granted.table_version), granted.elected)
 
     def of_row(self, version: bytes) -> bytes:
         """Return the canonical name of a row's version."""
@@ -63,7 +73,11 @@ class Names:
 
     def of_reply(self, reply: Any) -> Any:
         """Return a reply with canonical names."""
-        return self.of_lease(reply) if type(reply) is Granted else reply
+        if isinstance(reply, Filling):
+            return Filling(self.of_lease(reply.lease), reply.left_ms)
+        if type(reply) is tuple:
+            return tuple(map(self.of_reply, reply))
+        return self.of_lease(reply) if isinstance(reply, Granted) else reply
 
 
 class Shelf:
@@ -109,7 +123,8 @@ class Shelf:
 
             ids = iter((b"quiet1".ljust(16), b"quiet2".ljust(16), b"quiet3".ljust(16)))
             for _ in range(2):
-                plan = _protocol.read(ENTRY, FINGERPRINT, decode, ttl_ms=1, new_id=lambda: next(ids))
+                reading = Reading(FINGERPRINT, decode, ttl_ms=1)
+                plan = _protocol.read(ENTRY, reading, new_id=lambda: next(ids))
                 answer = run(plan, execute)
             self._now = NOW
             found = 0 if answer.source is Source.ABSENT else answer.decoded
@@ -170,7 +185,18 @@ def pending(cell: Cell) -> tuple[bytes, ...]:
 def lapsed(cell: Cell, token: bytes) -> Cell:
     """Return the cell after the deadline of a token has passed; it is still written there."""
     assert cell is not None
-    return (*cell[:2], tuple((held, 0.0 if held == token else deadline) for held, deadline in cell[2]))
+    return (*cell[:2], tuple((held, 0.0 if held == token else deadline) for held, deadline in cell[2]), *cell[3:])
+
+
+def elected(cell: Cell) -> bool:
+    """Return whether somebody is elected to fill, and has time left."""
+    return cell is not None and cell[0] == "F" and cell[3] > NOW * 1000
+
+
+def too_late(cell: Cell) -> Cell:
+    """Return the cell after the time of the elected one has passed."""
+    assert cell is not None
+    return (*cell[:3], 0.0)
 
 
 def show(cells: Cells) -> str:
@@ -184,7 +210,9 @@ def word(effect: Effect[Any], reply: Any) -> str:
         case _, Hit(payload):
             return f"hit, {_text(payload)}"
         case _, Granted():
-            return "granted"
+            return "granted and elected" if reply.elected else "granted"
+        case _, Filling():
+            return "granted, another is elected"
         case _, Fenced():
             return "fenced"
         case Lookup(), None:
@@ -207,7 +235,8 @@ def _show(cell: Cell) -> str:
         return "absent"
     if cell[0] == "V":
         return f"VALUE({', '.join(_text(payload) for _, payload in cell[3])})"
-    return f"FENCE{{{', '.join(token.decode().strip('.') for token in pending(cell))}}}"
+    tokens = [token.decode().strip(".") for token in pending(cell)]
+    return f"FENCE{{{', '.join(tokens + ['elected'] * elected(cell))}}}"
 
 
 def _save(held: _Fence | _Value | None) -> Cell:
@@ -215,10 +244,10 @@ def _save(held: _Fence | _Value | None) -> Cell:
         return None
     if isinstance(held, _Value):
         return ("V", held.version, held.table_version, tuple(held.payloads.items()))
-    return ("F", held.version, tuple(sorted(held.pending.items())))
+    return ("F", held.version, tuple(sorted(held.pending.items())), held.election)
 
 
 def _load(cell: tuple[Any, ...]) -> _Fence | _Value:
     if cell[0] == "V":
         return _Value(cell[1], cell[2], dict(cell[3]), inf)
-    return _Fence(cell[1], dict(cell[2]))
+    return _Fence(cell[1], dict(cell[2]), election=cell[3])

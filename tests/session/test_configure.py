@@ -14,16 +14,17 @@ import redis
 import redis.asyncio
 from conftest import PATIENCE, Log, Store
 from models import Hero, add_hero, get_hero
-from sqlalchemy import Engine, Table, event
+from sqlalchemy import Engine, String, Table, Text, TypeDecorator, event
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
 from sqlalchemy.orm import Session as PlainSession
 from sqlalchemy.pool import Pool
 from sqlmodel import Session, SQLModel, create_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from sqlmodel_cache import (
+    CacheConfig,
     CacheError,
     ConfigurationError,
     MemoryTransport,
@@ -32,6 +33,7 @@ from sqlmodel_cache import (
     Settings,
     SQLModelCache,
 )
+from sqlmodel_cache._sqlalchemy import LazyLoader
 
 
 def test_defaults() -> None:
@@ -84,7 +86,7 @@ def test_password_of_a_url_stays_out_of_errors() -> None:
 
 def attributes() -> dict[Any, Any]:
     """Return what the library may change in SQLAlchemy and SQLModel."""
-    owners = [Session, PlainSession, AsyncSession, Connection, Engine, Pool, Mapper, Table, SQLModel, Hero]
+    owners = [Session, PlainSession, AsyncSession, Connection, Engine, Pool, Mapper, Table, SQLModel, Hero, LazyLoader]
     return {(owner, name): value for owner in owners for name, value in vars(owner).items() if name != "_abc_impl"}
 
 
@@ -326,3 +328,43 @@ def test_listeners_that_somebody_has_removed_are_not_missed() -> None:
     remove()
     SQLModelCache.reset()
     assert SQLModelCache.get_config() is None
+
+
+class Versioned(TypeDecorator[str]):
+    """A type that is another one on old servers."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        version: Any = dialect.server_version_info
+        return Text() if version > (3,) else String()
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql+asyncpg"], indirect=True)
+@pytest.mark.parametrize("namespace", [None, "x", lambda session: "x"], ids=["own", "string", "callable"])
+def test_type_that_asks_for_the_servers_version(engine: Engine, namespace: Any) -> None:
+    """It has been asked before a get looks at the types, also where its own name is not wanted."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Note(Own):
+        __tablename__ = "c_note"
+        __cache_config__ = CacheConfig()
+        id: Mapped[int] = mapped_column(primary_key=True)
+        text: Mapped[str] = mapped_column(Versioned)
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    with PlainSession(engine) as session:
+        session.add(Note(id=1, text="a"))
+        session.commit()
+    engine.dispose()
+    fresh = create_async_engine(engine.url).sync_engine if engine.dialect.is_async else create_engine(engine.url)
+    SQLModelCache.configure(namespace=namespace)
+    for _ in range(2):
+        with PlainSession(fresh) as session:
+            assert session.get_one(Note, 1).text == "a"
+    assert SQLModelCache.stats().hits == 1
+    fresh.dispose()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Store
-from sqlalchemy import Engine, Enum, Float, Integer, MetaData, Numeric, String, text
+from sqlalchemy import Engine, Enum, Float, ForeignKey, Integer, MetaData, Numeric, String, text
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
 
 from sqlmodel_cache import CacheConfig, SQLModelCache
@@ -148,3 +148,58 @@ def test_many_releases_still_read_right(engine: Engine, cache: Store) -> None:
             assert look(engine, model, 1)[name] == (str, name)
     assert SQLModelCache.stats().hits >= 3 * len(wide)
     assert SQLModelCache.stats().corrupt == 0
+
+
+def family(identities: tuple[str, str], *, in_root: bool) -> tuple[Any, Any, Any]:
+    """Return a release of a family: two subclasses, their identities, and in which of the tables the note stands."""
+
+    class Base(DeclarativeBase):
+        metadata = MetaData()
+
+    def note(wanted: bool) -> dict[str, Any]:
+        return {"note": mapped_column(String)} if wanted else {}
+
+    def mapping(identity: str, **more: Any) -> dict[str, Any]:
+        return {"__module__": "app", "__mapper_args__": {"polymorphic_identity": identity, **more}}
+
+    root = {
+        "__tablename__": "d_root",
+        "__cache_config__": CacheConfig(missing_ttl=60),
+        "id": mapped_column(Integer, primary_key=True),
+        "kind": mapped_column(String),
+        **note(in_root),
+        **mapping("root", polymorphic_on="kind"),
+    }
+    leaf = {
+        "__tablename__": "d_leaf",
+        "id": mapped_column(ForeignKey("d_root.id"), primary_key=True),
+        **note(not in_root),
+        **mapping(identities[0]),
+    }
+    root_class = type("Root", (Base,), root)
+    leaf_class = type("Leaf", (root_class,), leaf)
+    return root_class, leaf_class, type("Twig", (root_class,), mapping(identities[1]))
+
+
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_two_releases_of_a_family(engine: Engine, cache: Store) -> None:
+    """Which class a row is, whether it is one of a class at all, and which table an attribute comes from."""
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE d_root (id INTEGER PRIMARY KEY, kind VARCHAR, note VARCHAR)"))
+        connection.execute(text("CREATE TABLE d_leaf (id INTEGER PRIMARY KEY, note VARCHAR)"))
+        connection.execute(text("INSERT INTO d_root VALUES (1, 'a', 'of the root')"))
+        connection.execute(text("INSERT INTO d_leaf VALUES (1, 'of the leaf')"))
+    old = family(("a", "b"), in_root=True)
+    swapped = family(("b", "a"), in_root=True)
+    moved = family(("a", "b"), in_root=False)
+    for asked, found in ((old[0], old[1]), (old[2], None), (swapped[0], swapped[2]), (swapped[2], swapped[2])):
+        for _ in range(2):
+            with Session(engine) as session:
+                row = session.get(asked, 1)
+                assert (row and type(row)) is found
+    for asked, note in ((old[1], "of the root"), (moved[1], "of the leaf")):
+        for _ in range(2):
+            with Session(engine) as session:
+                assert session.get_one(asked, 1).note == note
+    assert SQLModelCache.stats().corrupt == 0
+    assert SQLModelCache.stats().hits == 6

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from conftest import Log, Store
-from sqlalchemy import Engine, ForeignKey, Integer, case, delete, insert, inspect, text, update
+from sqlalchemy import Column, Engine, ForeignKey, Integer, Table, case, delete, insert, inspect, or_, text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.declarative import AbstractConcreteBase, ConcreteBase
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, configure_mappers, foreign, mapped_column, relationship
 
 from sqlmodel_cache import CacheConfig, SQLModelCache
 
@@ -513,3 +513,183 @@ def test_family_in_several_schemas_is_refused(engine: Engine, cache: Store) -> N
     for class_ in (Root, Far):
         assert SQLModelCache.explain(class_).reason == "the tables of its family are in several schemas"
     assert SQLModelCache.explain(Near).cached
+
+
+@IN_MEMORY
+def test_base_and_subclass_without_a_discriminator(engine: Engine, cache: Store) -> None:
+    """A subclass may have the columns of its base, and yet other rows: those that stand in its table, too."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class User(Own):
+        __tablename__ = "i_user"
+        __cache_config__ = CacheConfig()
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
+    class Admin(User):
+        __tablename__ = "i_admin"
+        id: Mapped[int] = mapped_column(ForeignKey("i_user.id"), primary_key=True)
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([User(id=1, name="one"), Admin(id=2, name="two")])
+        session.commit()
+    for _ in range(2):
+        assert [(_get(engine, User, pk) or {}).get("class") for pk in (1, 2)] == [User, User]
+        assert [(_get(engine, Admin, pk) or {}).get("class") for pk in (1, 2)] == [None, Admin]
+    assert SQLModelCache.stats().hits == 3
+
+
+@IN_MEMORY
+def test_two_classes_name_the_rows_of_a_table_by_different_columns(engine: Engine, cache: Store) -> None:
+    """The row that one class calls 1 is not the row that the other calls 1."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    table = Table("i_seat", Own.metadata, Column("id", Integer, primary_key=True), Column("place", Integer))
+
+    class ById(Own):
+        __table__ = table
+        __cache_config__ = CacheConfig()
+
+    class ByPlace(Own):
+        __table__ = table
+        __cache_config__ = CacheConfig()
+        __mapper_args__ = {"primary_key": [table.c.place]}  # noqa: RUF012
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(table), [{"id": 1, "place": 2}, {"id": 2, "place": 1}])
+    for _ in range(2):
+        with Session(engine) as session:
+            assert session.get_one(ById, 1).place == 2
+        with Session(engine) as session:
+            assert session.get_one(ByPlace, 1).id == 2
+    assert SQLModelCache.stats().hits == 2
+
+
+@IN_MEMORY
+def test_subclass_that_is_joined_by_another_column_than_the_key(engine: Engine, cache: Store) -> None:
+    """A write to its table names no row of the family: then it counts for all of them."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Place(Own):
+        __tablename__ = "i_place"
+        __cache_config__ = CacheConfig()
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "place"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+        code: Mapped[str] = mapped_column(unique=True)
+        kind: Mapped[str]
+
+    class Harbour(Place):
+        __tablename__ = "i_harbour"
+        __mapper_args__ = {"polymorphic_identity": "harbour", "polymorphic_load": "inline"}  # noqa: RUF012
+        place_code: Mapped[str] = mapped_column(ForeignKey("i_place.code"), primary_key=True)
+        depth: Mapped[int]
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Harbour(id=1, code="a", depth=5))
+        session.commit()
+    table: Any = Harbour.__table__
+    for depth in (6, 7):
+        for _ in range(2):
+            assert _get(engine, Place, 1) is not None
+        with Session(engine) as session:
+            session.execute(update(table).where(table.c.place_code == "a").values(depth=depth))
+            session.commit()
+        found = _get(engine, Place, 1)
+        assert found is not None
+        assert found["loaded"]["depth"] == depth
+    assert SQLModelCache.stats().hits == 3
+
+
+@IN_MEMORY
+def test_base_that_is_declared_cached_after_its_subclass(engine: Engine, cache: Store) -> None:
+    """All tables that a get of the base may read matter from then on, those of its other subclasses, too."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Tree(Own):
+        __tablename__ = "i_tree"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "tree"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+
+    class Fir(Tree):
+        __tablename__ = "i_fir"
+        __cache_config__ = CacheConfig()
+        __mapper_args__ = {"polymorphic_identity": "fir"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(ForeignKey("i_tree.id"), primary_key=True)
+
+    class Oak(Tree):
+        __tablename__ = "i_oak"
+        __mapper_args__ = {"polymorphic_identity": "oak", "polymorphic_load": "inline"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(ForeignKey("i_tree.id"), primary_key=True)
+        acorns: Mapped[int]
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Oak(id=1, acorns=1))
+        session.commit()
+    Tree.__cache_config__ = CacheConfig()  # type: ignore[attr-defined]
+    for _ in range(2):
+        assert _get(engine, Tree, 1) is not None
+    with Session(engine) as session:
+        session.execute(update(Oak.__table__).values(acorns=2))  # type: ignore[arg-type]
+        session.commit()
+    found = _get(engine, Tree, 1)
+    assert found is not None
+    assert found["loaded"]["acorns"] == 2
+    assert SQLModelCache.stats().hits == 1
+
+
+@IN_MEMORY
+def test_subclass_that_is_joined_by_either_of_two_columns(engine: Engine, cache: Store) -> None:
+    """An equality that need not be true says nothing of which row of the base a row of the subclass's table is."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Parcel(Own):
+        __tablename__ = "i_parcel"
+        __cache_config__ = CacheConfig()
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "parcel"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+        former: Mapped[int]
+        kind: Mapped[str]
+
+    class Sent(Parcel):
+        __tablename__ = "i_sent"
+        sent_id: Mapped[int] = mapped_column(primary_key=True)
+        to: Mapped[str]
+        __mapper_args__ = {  # noqa: RUF012
+            "polymorphic_identity": "sent",
+            "polymorphic_load": "inline",
+            "inherit_condition": or_(foreign(sent_id) == Parcel.id, foreign(sent_id) == Parcel.former),
+        }
+
+    Own.metadata.drop_all(engine)
+    Own.metadata.create_all(engine)
+    table: Any = Sent.__table__
+    with engine.begin() as connection:
+        connection.execute(insert(Parcel.__table__).values(id=1, former=7, kind="sent"))  # type: ignore[arg-type]
+        connection.execute(insert(table).values(sent_id=7, to="us"))
+    for _ in range(2):
+        assert _get(engine, Parcel, 1) is not None
+    with engine.begin() as connection:
+        connection.execute(update(table).where(table.c.sent_id == 7).values(to="them"))
+    found = _get(engine, Parcel, 1)
+    assert found is not None
+    assert found["loaded"]["to"] == "them"
+    assert SQLModelCache.stats().hits == 1

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 import redis
 from conftest import PATIENCE, Store, redis_client  # noqa: F401
-from models import Hero, add_hero, get_hero
+from models import Gadget, Hero, add_hero, get_hero
 from servers import RedisServer, free_port
-from sqlalchemy import Engine
-from sqlmodel import Session
+from sqlalchemy import Engine, delete
+from sqlmodel import Session, col
 
 from sqlmodel_cache import RedisSyncTransport, SQLModelCache
 
@@ -27,7 +27,7 @@ def server() -> Iterator[RedisServer]:
 
 def garbage() -> list[bytes]:
     """Return values that are not rows: text, cut headers, cut and hostile bodies."""
-    head = b"V\x02"
+    head = b"V\x03"
     return [
         b"",
         b"x",
@@ -37,8 +37,8 @@ def garbage() -> list[bytes]:
         head + b"\xff" * 400,
         b'{"id": 1}',
         b"\x80\x04\x95.",
-        b"F" + b"\0" * 15,
-        b"F" + b"\0" * 20,
+        b"F" + b"\0" * 11,
+        b"F" + b"\0" * 16,
     ]
 
 
@@ -51,9 +51,9 @@ def test_garbage_is_a_miss_and_is_replaced(engine: Engine, redis_client: redis.R
     [key] = redis_client.keys("*}:*")
     good = redis_client.get(key)
     assert good is not None
-    corrupt = [b"", b"\0", good[46:-1], good[46:] + b"\0", b"\xc1" * 40]
-    values = [good[:42] + len(body).to_bytes(4) + body for body in corrupt]
-    for value in [*garbage(), good[:34], good[:44], good[:-1], good + b"\0", *values]:
+    corrupt = [b"", b"\0", good[38:-1], good[38:] + b"\0", b"\xc1" * 40]
+    values = [good[:34] + len(body).to_bytes(4) + body for body in corrupt]
+    for value in [*garbage(), good[:26], good[:36], good[:-1], good + b"\0", *values]:
         redis_client.set(key, value, px=60_000)
         assert get_hero(engine, pk).name == "Rusty"
         before = SQLModelCache.stats().hits
@@ -167,3 +167,26 @@ def test_store_lost_between_steps(engine: Engine, cache: Store) -> None:
             cache.clear()
         assert get_hero(engine, pk).name == f"name {number}"
         assert get_hero(engine, pk).name == f"name {number}"
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"], indirect=True)
+def test_key_that_is_not_text_keeps_back_no_other(engine: Engine, cache: Store) -> None:
+    """A statement that names half of a surrogate pair fails; what else its transaction wrote is invalidated."""
+    with Session(engine) as session:
+        session.add(Gadget(owner="bob", number=1, label="old"))
+        session.commit()
+    for _ in range(2):
+        with Session(engine) as session:
+            assert session.get_one(Gadget, ("bob", 1)).label == "old"
+    with Session(engine) as session:
+        gadget = session.get_one(Gadget, ("bob", 1))
+        with pytest.raises(UnicodeEncodeError):  # noqa: SIM117  the savepoint must see it
+            with session.begin_nested():
+                session.execute(delete(Gadget).where(col(Gadget.owner) == "\ud800", col(Gadget.number) == 1))
+        gadget.label = "new"
+        session.commit()
+    assert SQLModelCache.stats().hits == 2
+    SQLModelCache.reset()
+    SQLModelCache.configure(cache.transport)  # another process, which owes nothing
+    with Session(engine) as session:
+        assert session.get_one(Gadget, ("bob", 1)).label == "new"

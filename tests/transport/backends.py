@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import redis
+import redis.asyncio
 
 from sqlmodel_cache import MemoryTransport
 from sqlmodel_cache._effects import Entry, Granted, Keys
@@ -38,12 +40,18 @@ def id_of(name: str) -> bytes:
     return name.encode().ljust(16, b"\0")
 
 
+def version_of(name: str) -> bytes:
+    """Return the 12 bytes of a version's name."""
+    return name.encode().ljust(12, b"\0")
+
+
 @dataclass(frozen=True)
 class Fence:
-    """What a key holds: a version, and the tokens that are written there, with their deadlines in ms."""
+    """What a key holds: a version; the tokens that are written there, with their deadlines in ms; an election's end."""
 
     version: bytes
     pending: tuple[tuple[bytes, float], ...] = ()
+    election: float | None = None
 
     @property
     def tokens(self) -> frozenset[bytes]:
@@ -52,7 +60,8 @@ class Fence:
 
     def raw(self) -> bytes:
         """Return the fence as Redis holds it."""
-        return b"F" + self.version + b"".join(token + struct.pack(">d", deadline) for token, deadline in self.pending)
+        tokens = b"".join(token + struct.pack(">d", deadline) for token, deadline in self.pending)
+        return b"F" + self.version + tokens + (b"" if self.election is None else struct.pack(">d", self.election))
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Value:
     def raw(self) -> bytes:
         """Return the value as Redis holds it."""
         stored = b"".join(name + struct.pack(">I", len(payload)) + payload for name, payload in self.payloads)
-        return b"V\x02" + self.version + self.table_version + stored
+        return b"V\x03" + self.version + self.table_version + stored
 
 
 Held = Fence | Value | None
@@ -104,12 +113,19 @@ class Backend:
         assert isinstance(held, Fence)
         names = held.tokens if tokens is None else frozenset(tokens)
         pending = tuple((token, PAST if token in names else deadline) for token, deadline in held.pending)
-        self.place(key, Fence(held.version, pending))
+        self.place(key, Fence(held.version, pending, held.election))
+
+    def lapse_election(self, key: str) -> None:
+        """Let the time of the one who is elected to fill a row pass."""
+        held = self.peek(key)
+        assert isinstance(held, Fence)
+        assert held.election is not None
+        self.place(key, Fence(held.version, held.pending, PAST))
 
     def own_version(self, key: str) -> bytes:
-        """Return the version of a fence or a value, or 16 bytes that are nobody's."""
+        """Return the version of a fence or a value, or 12 bytes that are nobody's."""
         held = self.peek(key)
-        return id_of("nobody's") if held is None else held.version
+        return version_of("nobody's") if held is None else held.version
 
     def granted(self) -> Granted:
         """Return the lease that a reader of `ENTRY` would hold now."""
@@ -127,7 +143,7 @@ class MemoryBackend(Backend):
         held = self.transport._rows.get(key) or self.transport._tables.get(key)
         if isinstance(held, _Value):
             return Value(held.version, held.table_version, tuple(reversed(held.payloads.items())))
-        return None if held is None else Fence(held.version, tuple(held.pending.items()))
+        return None if held is None else Fence(held.version, tuple(held.pending.items()), held.election or None)
 
     def place(self, key: str, held: Fence | Value) -> None:
         if isinstance(held, Value):
@@ -135,7 +151,7 @@ class MemoryBackend(Backend):
             self.transport._rows[key] = _Value(held.version, held.table_version, payloads, FAR)
             return
         home = self.transport._tables if key.endswith("}") else self.transport._rows
-        home[key] = _Fence(held.version, dict(held.pending))
+        home[key] = _Fence(held.version, dict(held.pending), election=held.election or 0.0)
 
     def evict(self, key: str) -> None:
         self.transport.evict(key)
@@ -182,13 +198,37 @@ class AsyncRedisBackend(RedisBackend):
 
 def parse(raw: bytes) -> Fence | Value:
     """Return what the bytes of a key mean."""
-    if raw[:2] == b"V\x02":
-        payloads, rest = [], raw[34:]
+    if raw[:2] == b"V\x03":
+        payloads, rest = [], raw[26:]
         while rest:
             fingerprint, length = struct.unpack(">8sI", rest[:12])
             payloads.append((fingerprint, rest[12 : 12 + length]))
             rest = rest[12 + length :]
-        return Value(raw[2:18], raw[18:34], tuple(payloads))
+        return Value(raw[2:14], raw[14:26], tuple(payloads))
     assert raw[:1] == b"F"
-    assert (len(raw) - 17) % 24 == 0
-    return Fence(raw[1:17], tuple(struct.iter_unpack(">16sd", raw[17:])))
+    if len(raw) == 21:
+        return Fence(raw[1:13], (), struct.unpack(">d", raw[13:])[0])
+    assert (len(raw) - 13) % 24 == 0
+    return Fence(raw[1:13], tuple(struct.iter_unpack(">16sd", raw[13:])))
+
+
+class Sent:
+    """Counts how often a client writes to its connections."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = 0
+        for kind in (redis.connection.AbstractConnection, redis.asyncio.connection.AbstractConnection):
+            monkeypatch.setattr(kind, "send_packed_command", self._counting(kind.send_packed_command))
+
+    def _counting(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **options: Any) -> Any:
+            self.times += 1
+            return send(*args, **options)
+
+        return counting
+
+    def by(self, act: Callable[[], object]) -> int:
+        """Return how often `act` writes."""
+        before = self.times
+        act()
+        return self.times - before

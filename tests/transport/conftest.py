@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from transport.backends import AsyncRedisBackend, Backend, MemoryBackend, RedisBackend
+from transport.backends import AsyncRedisBackend, Backend, MemoryBackend, RedisBackend, Sent
 
 from sqlmodel_cache import RedisAsyncTransport, RedisSyncTransport
 
@@ -68,3 +68,9 @@ def _on_redis(request: pytest.FixtureRequest, kind: str, options: dict[str, Any]
         theirs: Any = redis.asyncio.Redis.from_url(url, **options)
         yield AsyncRedisBackend(RedisAsyncTransport(theirs, **generous), client, loop)
         loop.run_until_complete(theirs.aclose())
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    """What every client writes from now on."""
+    return Sent(monkeypatch)

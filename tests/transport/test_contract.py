@@ -8,6 +8,7 @@ import pytest
 from transport.backends import (
     ELSEWHERE,
     ENTRY,
+    FAR,
     FENCE_TTL_MS,
     FINGERPRINT,
     NEIGHBOUR,
@@ -23,14 +24,33 @@ from transport.backends import (
     RedisBackend,
     Value,
     id_of,
+    version_of,
 )
 
 from sqlmodel_cache import TransportError
-from sqlmodel_cache._effects import VARIANTS, Begin, Commit, End, Fenced, Fill, Granted, Hit, Keys, Lease, Load, Lookup
+from sqlmodel_cache._effects import (
+    VARIANTS,
+    Begin,
+    Commit,
+    End,
+    Fenced,
+    Fill,
+    Filling,
+    Granted,
+    Hit,
+    Keys,
+    Lease,
+    Load,
+    Lookup,
+    Resign,
+)
 from sqlmodel_cache._plan import Effect
 
 OTHER, MINE, STRANGER = id_of("other"), id_of("mine"), id_of("stranger")
+NOBODYS = Granted(version_of("mine"), version_of("mine"))
 LEASE = Lease(ENTRY, FINGERPRINT, id_of("lease"))
+ELECT_MS = 50_000  # longer than any test takes
+ELECT = Lease(ENTRY, FINGERPRINT, id_of("elect"), elect_ms=ELECT_MS)
 
 
 def _fill(backend: Backend, fingerprint: bytes = FINGERPRINT) -> None:
@@ -70,6 +90,15 @@ def _fence(backend: Backend) -> None:
     backend.execute(LEASE)
 
 
+def _elected(backend: Backend) -> None:
+    assert backend.execute(ELECT).elected
+
+
+def _elected_too_long_ago(backend: Backend) -> None:
+    _elected(backend)
+    backend.lapse_election(ENTRY.row)
+
+
 def _lapsed(backend: Backend) -> None:
     _fence(backend)
     _begin(backend)
@@ -85,6 +114,8 @@ def _pending_of_two(backend: Backend) -> None:
 STATES: dict[str, Callable[[Backend], None]] = {
     "absent": lambda backend: None,
     "fence": _fence,
+    "elected": _elected,
+    "elected too long ago": _elected_too_long_ago,
     "pending": _begin,
     "two pending": _pending_of_two,
     "lapsed": _lapsed,
@@ -99,78 +130,100 @@ STEPS: dict[str, Callable[[Backend], Effect[object]]] = {
     "lookup": lambda backend: Lookup(ENTRY, FINGERPRINT),
     "lease": lambda backend: LEASE,
     "replace": lambda backend: Lease(ENTRY, FINGERPRINT, id_of("lease"), replace=True),
+    "elect": lambda backend: ELECT,
+    "elect, replace": lambda backend: Lease(ENTRY, FINGERPRINT, id_of("lease"), True, ELECT_MS),
     "fill, own version": lambda backend: Fill(ENTRY, backend.granted(), FINGERPRINT, PAYLOAD, TTL_MS),
-    "fill, another": lambda backend: Fill(ENTRY, Granted(MINE, MINE), FINGERPRINT, PAYLOAD, TTL_MS),
+    "fill, another": lambda backend: Fill(ENTRY, NOBODYS, FINGERPRINT, PAYLOAD, TTL_MS),
+    "renew, own version": lambda backend: Fill(ENTRY, backend.granted(), FINGERPRINT, PAYLOAD, TTL_MS, renew=True),
+    "renew, another": lambda backend: Fill(ENTRY, NOBODYS, FINGERPRINT, PAYLOAD, TTL_MS, renew=True),
+    "resign, own version": lambda backend: Resign(ENTRY, backend.granted()),
+    "resign, another": lambda backend: Resign(ENTRY, NOBODYS),
     "begin": lambda backend: Begin(ROW, MINE, FENCE_TTL_MS),
     "end, owner": lambda backend: End(ROW, OTHER, id_of("end")),
     "end, nobody": lambda backend: End(ROW, MINE, id_of("end")),
 }
 
-# What is held after a step: kept (as before), new (another version), same (its version); then its tokens.
-VALID = {
-    "lookup": "hit kept",
-    "lease": "hit kept",
-    "replace": "granted kept",
-    "fill, own version": "True value",
+# What is held after a step: kept (as before), new (another version), same (its version); then its tokens, and whether
+# somebody is elected.
+ALWAYS = {
+    "lookup": "None kept",
     "fill, another": "False kept",
+    "renew, another": "False kept",
+    "resign, another": "None kept",
     "begin": "None new mine",
     "end, owner": "None new",
     "end, nobody": "None new",
 }
-INVALID = VALID | {
-    "lookup": "None kept",
+VALID = ALWAYS | {
+    "lookup": "hit kept",
+    "lease": "hit kept",
+    "replace": "granted kept",
+    "elect": "hit kept",
+    "elect, replace": "granted kept",
+    "fill, own version": "True value",
+    "renew, own version": "True only",
+    "resign, own version": "None kept",
+}
+INVALID = ALWAYS | {
     "lease": "granted new",
     "replace": "granted new",
+    "elect": "elected new elected",
+    "elect, replace": "elected new elected",
     "fill, own version": "False kept",
+    "renew, own version": "False kept",
+    "resign, own version": "None kept",
 }
-LACKING = VALID | {"lookup": "None kept", "lease": "granted kept", "fill, own version": "True value"}
+LACKING = VALID | {"lookup": "None kept", "lease": "granted kept", "elect": "granted kept"}
+FENCE = ALWAYS | {
+    "lease": "granted same",
+    "replace": "granted same",
+    "elect": "elected same elected",
+    "elect, replace": "elected same elected",
+    "fill, own version": "True value",
+    "renew, own version": "True only",
+    "resign, own version": "None kept",
+}
+PENDING = ALWAYS | {
+    "lease": "fenced kept",
+    "replace": "fenced kept",
+    "elect": "fenced kept",
+    "elect, replace": "fenced kept",
+    "fill, own version": "False kept",
+    "renew, own version": "False kept",
+    "resign, own version": "None kept",
+}
 TABLE_OF_CELLS: dict[str, dict[str, str]] = {
     "absent": INVALID,
-    "fence": {
-        "lookup": "None kept",
-        "lease": "granted same",
-        "replace": "granted same",
-        "fill, own version": "True value",
-        "fill, another": "False kept",
-        "begin": "None new mine",
-        "end, owner": "None new",
-        "end, nobody": "None new",
+    "fence": FENCE,
+    "elected": FENCE
+    | {
+        "lease": "granted kept",
+        "replace": "granted kept",
+        "elect": "filling kept",
+        "elect, replace": "filling kept",
+        "resign, own version": "None same",
     },
-    "pending": {
-        "lookup": "None kept",
-        "lease": "fenced kept",
-        "replace": "fenced kept",
-        "fill, own version": "False kept",
-        "fill, another": "False kept",
-        "begin": "None new other mine",
-        "end, owner": "None same",
-        "end, nobody": "None new other",
-    },
-    "two pending": {
-        "lookup": "None kept",
-        "lease": "fenced kept",
-        "replace": "fenced kept",
-        "fill, own version": "False kept",
-        "fill, another": "False kept",
+    "elected too long ago": FENCE,
+    "pending": PENDING | {"begin": "None new other mine", "end, owner": "None same", "end, nobody": "None new other"},
+    "two pending": PENDING
+    | {
         "begin": "None new other stranger mine",
         "end, owner": "None same stranger",
         "end, nobody": "None new other stranger",
     },
-    "lapsed": {
-        "lookup": "None kept",
-        "lease": "granted same",
-        "replace": "granted same",
-        "fill, own version": "True value",
-        "fill, another": "False kept",
-        "begin": "None new mine",
-        "end, owner": "None new",
-        "end, nobody": "None new",
-    },
+    "lapsed": FENCE,
     "value": VALID,
     "another release's value": LACKING,
     "older table's value": INVALID,
     "pending table's value": INVALID
-    | {"lease": "fenced kept", "replace": "fenced kept", "fill, own version": "True value"},
+    | {
+        "lease": "fenced kept",
+        "replace": "fenced kept",
+        "elect": "fenced kept",
+        "elect, replace": "fenced kept",
+        "fill, own version": "True value",
+        "renew, own version": "True only",
+    },
     "lost table's value": INVALID,
 }
 CELLS = [(state, step) for state, row in TABLE_OF_CELLS.items() for step in row]
@@ -181,8 +234,11 @@ def _word(reply: object) -> str:
         case bytes(payload) | Hit(payload):
             assert payload == PAYLOAD
             return "hit"
-        case Granted():
-            return "granted"
+        case Granted(elected=elected):
+            return "elected" if elected else "granted"
+        case Filling(left_ms=left_ms):
+            assert 0 < left_ms <= ELECT_MS
+            return "filling"
         case Fenced():
             return "fenced"
     return str(reply)
@@ -192,7 +248,8 @@ def _change(before: Held, after: Held) -> str:
     if not isinstance(after, Fence):
         return "value" if after else "absent"
     age = "same" if isinstance(before, Fence) and before.version == after.version else "new"
-    return " ".join([age, *(token.decode().strip("\0") for token, _ in after.pending)])
+    tokens = [token.decode().strip("\0") for token, _ in after.pending]
+    return " ".join([age, *tokens, *["elected"] * (after.election is not None and after.election > PAST)])
 
 
 def _version(held: Held) -> bytes:
@@ -201,10 +258,11 @@ def _version(held: Held) -> bytes:
 
 
 def _live(held: Held) -> Held:
-    """Return what a key holds, without tokens whose deadline has passed."""
+    """Return what a key holds, without tokens whose deadline has passed, and an election that is over."""
     if not isinstance(held, Fence):
         return held
-    return Fence(held.version, tuple((token, deadline) for token, deadline in held.pending if deadline > PAST))
+    election = held.election if held.election and held.election > PAST else None
+    return Fence(held.version, tuple(each for each in held.pending if each[1] > PAST), election)
 
 
 @pytest.mark.parametrize(("state", "step"), CELLS)
@@ -221,12 +279,13 @@ def test_cell_of_the_state_table(backend: Backend, state: str, step: str) -> Non
     if change == "kept":
         assert _live(after) == _live(before)
     else:
-        assert _change(before, after) == change
-    if isinstance(reply, Granted):
-        assert reply == backend.granted()
+        assert _change(before, after) == ("value" if change == "only" else change)
+    if isinstance(reply, Granted | Filling):
+        assert (reply.lease if isinstance(reply, Filling) else reply) == backend.granted()
         assert not isinstance(after, Fence) or not after.pending
-    if change == "value":
+    if change in ("value", "only"):
         others = before.payloads if state == "another release's value" and isinstance(before, Value) else ()
+        others = () if change == "only" else others
         assert after == Value(
             backend.own_version(ENTRY.row), backend.own_version(ENTRY.table), ((FINGERPRINT, PAYLOAD), *others)
         )
@@ -368,3 +427,94 @@ def test_unknown_effect_is_a_transport_error(backend: Backend, effect: Effect[ob
     """An effect that is not the cache's is refused, in the transport's own words."""
     with pytest.raises(TransportError, match=type(effect).__name__):
         backend.execute(effect)
+
+
+def test_one_of_many_is_elected(backend: Backend) -> None:
+    """Of those who ask for a cold row one is elected; the others hold the very same lease, and may fill under it."""
+    first, *others = [backend.execute(Lease(ENTRY, FINGERPRINT, id_of(f"{n}"), elect_ms=ELECT_MS)) for n in range(5)]
+    assert first.elected
+    for other in others:
+        assert isinstance(other, Filling)
+        assert other.lease == first
+        assert not other.lease.elected
+    assert backend.execute(Fill(ENTRY, others[-1].lease, FINGERPRINT, PAYLOAD, TTL_MS)) is True
+    assert backend.execute(Fill(ENTRY, first, FINGERPRINT, b"late", TTL_MS)) is True
+    assert backend.execute(Lookup(ENTRY, FINGERPRINT)) == b"late"
+
+
+def test_reader_who_asks_for_no_election_hears_of_none(backend: Backend) -> None:
+    """`elect_ms=0` grants at once, elects nobody, and leaves the one who is elected alone."""
+    assert not backend.execute(LEASE).elected
+    first = backend.execute(ELECT)
+    assert first.elected
+    assert backend.execute(LEASE) == first
+    assert not backend.execute(LEASE).elected
+    assert isinstance(backend.execute(ELECT), Filling)
+
+
+def test_elected_one_whose_time_has_passed_is_followed_by_another(backend: Backend) -> None:
+    """A reader that died while it was elected holds others up for as long as it asked for, and no longer."""
+    first = backend.execute(ELECT)
+    backend.lapse_election(ENTRY.row)
+    second = backend.execute(ELECT)
+    assert second == first
+    assert second.elected
+    assert isinstance(backend.execute(ELECT), Filling)
+
+
+def test_waiting_is_bounded_by_what_one_would_have_asked_for(backend: Backend) -> None:
+    """A reader is never told to wait longer than its own `elect_ms`, whatever another had asked for."""
+    backend.execute(ELECT)
+    told = backend.execute(Lease(ENTRY, FINGERPRINT, id_of("brief"), elect_ms=20))
+    assert isinstance(told, Filling)
+    assert told.left_ms == 20
+    held = backend.peek(ENTRY.row)
+    assert isinstance(held, Fence)
+    backend.place(ENTRY.row, Fence(held.version, election=FAR))  # the server's clock was set back
+    told = backend.execute(ELECT)
+    assert isinstance(told, Filling)
+    assert told.left_ms == ELECT_MS
+
+
+def test_resigning_lets_the_next_one_be_elected(backend: Backend) -> None:
+    """Who has nothing to fill gives up the election and keeps the lease; what is not its own it leaves alone."""
+    first = backend.execute(ELECT)
+    assert backend.execute(Resign(ENTRY, NOBODYS)) is None
+    assert backend.execute(Resign(NEIGHBOUR, first)) is None
+    assert isinstance(backend.execute(ELECT), Filling)
+    assert backend.execute(Resign(ENTRY, first)) is None
+    second = backend.execute(ELECT)
+    assert second.elected
+    assert backend.execute(Fill(ENTRY, first, FINGERPRINT, PAYLOAD, TTL_MS)) is True
+    assert backend.execute(Resign(ENTRY, second)) is None
+    assert backend.execute(Lookup(ENTRY, FINGERPRINT)) == PAYLOAD
+
+
+@pytest.mark.parametrize("keys", [ROW, TABLE], ids=["row", "table"])
+def test_commit_ends_an_election(backend: Backend, keys: Keys) -> None:
+    """After BEGIN nobody is asked to wait for a fill that will be refused; after END somebody new is elected."""
+    first = backend.execute(ELECT)
+    _begin(backend, keys)
+    assert backend.execute(ELECT) == Fenced()
+    backend.execute(End(keys, OTHER, id_of("end")))
+    if keys is ROW:
+        assert backend.execute(Fill(ENTRY, first, FINGERPRINT, PAYLOAD, TTL_MS)) is False
+        assert backend.execute(ELECT).elected
+    else:  # the row's fence is as it was, and its lease names the table's new version
+        told = backend.execute(ELECT)
+        assert isinstance(told, Filling)
+        assert told.lease.table_version != first.table_version
+
+
+def test_renewed_value_has_one_payload_and_its_own_ttl(backend: Backend) -> None:
+    """A renewal replaces what is there, whoever else's payload it was, and lives as long as it says."""
+    _fill_as(backend, 1, ttl_ms=5_000)
+    _fill_as(backend, 2, ttl_ms=5_000)
+    granted = backend.execute(Lease(ENTRY, b"release1", id_of("again"), replace=True))
+    assert backend.execute(Fill(ENTRY, granted, b"release1", b"row of 1", 60_000, renew=True)) is True
+    assert _hits(backend, range(1, 4)) == [1]
+    assert 30 < backend.ttl(ENTRY.row) <= 60
+    assert backend.execute(Fill(ENTRY, granted, b"release1", b"row of 1", 10_000, renew=True)) is True
+    assert backend.ttl(ENTRY.row) <= 10
+    assert backend.execute(Fill(ENTRY, granted, b"release1", b"row of 1", 60_000)) is True
+    assert backend.ttl(ENTRY.row) <= 10

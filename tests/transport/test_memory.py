@@ -235,7 +235,7 @@ def test_threads_see_no_stale_row() -> None:
             return transport.execute(effect)
 
         oldest = database.returned[pk]
-        answer = run(protocol.read(_entry(pk), FINGERPRINT, int, ttl_ms=60_000, new_id=new_id), execute)
+        answer = run(protocol.read(_entry(pk), protocol.Reading(FINGERPRINT, int, 60_000), new_id=new_id), execute)
         found = answer.decoded if answer.source is Source.HIT else answer.row
         if answer.source is Source.HIT:
             next(hits)

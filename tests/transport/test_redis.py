@@ -19,23 +19,39 @@ from transport.backends import (
     RedisBackend,
     Value,
     id_of,
+    version_of,
 )
 
 from sqlmodel_cache import TransportError
-from sqlmodel_cache._effects import Begin, End, Fenced, Fill, Granted, Hit, Keys, Lease, Lookup
-from sqlmodel_cache.transport import redis as transport
+from sqlmodel_cache._effects import (
+    Begin,
+    End,
+    Fenced,
+    Fill,
+    Filling,
+    Granted,
+    Hit,
+    Keys,
+    Lease,
+    Lookup,
+    Resign,
+    Together,
+)
+from sqlmodel_cache._plan import Effect
+from sqlmodel_cache.transport import _commands as transport
 
 SECOND, HOUR = 1_000, 3_600_000
 DAY = 24 * HOUR
 TOKEN = id_of("token")
 LEASE = Lease(ENTRY, FINGERPRINT, id_of("lease"))
+ELECT = Lease(ENTRY, FINGERPRINT, id_of("elect"), elect_ms=50_000)
 LOOKUP = Lookup(ENTRY, FINGERPRINT)
 BEGIN = Begin(ROW, TOKEN, FENCE_TTL_MS)
 END = End(ROW, TOKEN, id_of("end"))
 BOTH = Keys(ROW.rows, TABLE.tables)
 
-FENCE = b"F" + id_of("version")
-VALUE = Value(id_of("version"), id_of("table"), ((FINGERPRINT, PAYLOAD),)).raw()
+FENCE = b"F" + version_of("version")
+VALUE = Value(version_of("version"), version_of("table"), ((FINGERPRINT, PAYLOAD),)).raw()
 GARBAGE = {
     "empty": b"",
     "text": b"hello",
@@ -45,12 +61,17 @@ GARBAGE = {
     "a token cut short": FENCE + TOKEN,
     "a deadline cut short": FENCE + TOKEN + b"\x42" * 7,
     "a value cut short": VALUE[:20],
-    "a value without versions": b"V\x02",
-    "a value without payloads": VALUE[:34],
+    "an election cut short": FENCE + b"\x42" * 7,
+    "an election beside a token": FENCE + TOKEN + b"\x42" * 16,
+    "an election for ever": FENCE + struct.pack(">d", float("inf")),
+    "an election that is no number": FENCE + struct.pack(">d", float("nan")),
+    "a fence of the past": FENCE + b"\0" * 4,
+    "a value without versions": b"V\x03",
+    "a value without payloads": VALUE[:26],
     "a payload cut short": VALUE[:-1],
-    "a payload that is too long to be true": VALUE[:42] + b"\xff\xff\xff\xff" + PAYLOAD,
-    "a format of the past": b"V\x01" + VALUE[2:],
-    "a format to come": b"V\x03" + VALUE[2:],
+    "a payload that is too long to be true": VALUE[:34] + b"\xff\xff\xff\xff" + PAYLOAD,
+    "a format of the past": b"V\x02" + VALUE[2:],
+    "a format to come": b"V\x04" + VALUE[2:],
     "a deadline that is no number": FENCE + TOKEN + struct.pack(">d", float("nan")),
     "only a letter": b"F",
 }
@@ -126,7 +147,7 @@ def test_value_that_another_wrote_is_served_to_nobody_else(redis_backend: RedisB
     granted = _fill(redis_backend)
     for value in (
         Value(granted.version, granted.table_version, ((b"release2", b"theirs"),)),
-        Value(granted.version, id_of("another table"), ((FINGERPRINT, b"theirs"),)),
+        Value(granted.version, version_of("another"), ((FINGERPRINT, b"theirs"),)),
     ):
         redis_backend.place(ENTRY.row, value)
         assert redis_backend.execute(LOOKUP) is None
@@ -139,9 +160,9 @@ def test_deadline_written_in_the_documented_layout_is_understood(redis_backend: 
     seconds, _ = redis_backend.client.time()
     redis_backend.execute(LEASE)
     for deadline, lives in ((seconds * 1_000 + HOUR, True), (seconds * 1_000 - 1, False), (0, False)):
-        redis_backend.place(ENTRY.row, Fence(id_of("version"), ((TOKEN, float(deadline)),)))
+        redis_backend.place(ENTRY.row, Fence(version_of("version"), ((TOKEN, float(deadline)),)))
         assert isinstance(redis_backend.execute(LEASE), Fenced) == lives
-    assert redis_backend.peek(ENTRY.row) == Fence(id_of("version"))
+    assert redis_backend.peek(ENTRY.row) == Fence(version_of("version"))
 
 
 def test_deadline_is_the_servers_now_and_the_fence_ttl(redis_backend: RedisBackend) -> None:
@@ -177,6 +198,46 @@ def test_keys_have_the_ttl_of_their_state(redis_backend: RedisBackend) -> None:
     redis_backend.execute(End(BOTH, TOKEN, id_of("end")))
     assert lives(ENTRY.row, 60 * SECOND)
     assert lives(ENTRY.table, 30 * DAY)
+
+
+def test_election_is_written_behind_the_version(redis_backend: RedisBackend) -> None:
+    """A fence whose filler is elected is "F", a version, and when the election ends; its ttl is that of any lease."""
+    seconds, _ = redis_backend.client.time()
+    granted = redis_backend.execute(ELECT)
+    raw = redis_backend.client.get(ENTRY.row)
+    assert raw[:13] == b"F" + granted.version
+    (election,) = struct.unpack(">d", raw[13:])
+    assert 0 <= election - ELECT.elect_ms - seconds * SECOND < 60 * SECOND
+    assert 30 * SECOND < redis_backend.client.pttl(ENTRY.row) <= 60 * SECOND
+    redis_backend.client.pexpire(ENTRY.row, 5 * SECOND)
+    redis_backend.execute(Resign(ENTRY, granted))
+    assert redis_backend.client.get(ENTRY.row) == raw[:13]
+    assert 30 * SECOND < redis_backend.client.pttl(ENTRY.row) <= 60 * SECOND
+
+
+def test_lua_replies(redis_backend: RedisBackend) -> None:
+    """Each script gives the replies that its header names."""
+    client = redis_backend.client
+
+    def run(effect: Effect[object]) -> list[object]:
+        lines = [transport.words(command, whole=True) for command in transport.encode(effect)]
+        return [client.execute_command(*line) for line in lines]
+
+    [[word, version, table]] = run(LEASE)  # type: ignore[misc]
+    assert (word, len(version), len(table)) == (b"granted", 12, 12)
+    lease = Granted(version, table)
+    assert run(ELECT) == [[b"elected", version, table]]
+    [[word, *same, left_ms]] = run(ELECT)  # type: ignore[misc]
+    assert (word, same) == (b"filling", [version, table])
+    assert 0 < left_ms <= ELECT.elect_ms
+    assert run(Resign(ENTRY, lease)) == [1]
+    assert run(Resign(ENTRY, lease)) == [1]
+    assert run(Fill(ENTRY, lease, FINGERPRINT, PAYLOAD, TTL_MS)) == [1]
+    assert run(LEASE) == [[b"hit", PAYLOAD]]
+    assert run(BEGIN) == [1]
+    assert run(LEASE) == [[b"fenced"]]
+    assert run(Fill(ENTRY, lease, FINGERPRINT, PAYLOAD, TTL_MS)) == [0]
+    assert run(END) == [1]
 
 
 def test_lease_keeps_the_table_alive(redis_backend: RedisBackend) -> None:
@@ -220,7 +281,13 @@ def test_any_client_gives_the_same_bytes(any_client_backend: RedisBackend) -> No
     assert backend.execute(LOOKUP) is None
     backend.execute(End(many, TOKEN, id_of("end")))
     assert backend.execute(Fill(ENTRY, granted, FINGERPRINT, PAYLOAD, TTL_MS)) is False
-    fresh = backend.execute(LEASE)
+    fresh = backend.execute(ELECT)
+    assert fresh.elected
+    told = backend.execute(ELECT)
+    assert isinstance(told, Filling)
+    assert told.lease == fresh
+    assert backend.execute(Resign(ENTRY, fresh)) is None
+    assert backend.execute(Together((LOOKUP, ELECT, Lookup(NEIGHBOUR, FINGERPRINT)))) == (None, fresh, None)
     assert backend.execute(Fill(ENTRY, fresh, FINGERPRINT, PAYLOAD, TTL_MS)) is True
 
 
@@ -233,6 +300,11 @@ def test_any_client_gives_the_same_bytes(any_client_backend: RedisBackend) -> No
         (LEASE, [[b"perhaps"]]),
         (LEASE, [[b"granted", b"v"]]),
         (LEASE, [None]),
+        (LEASE, [[b"elected", b"v"]]),
+        (LEASE, [[b"filling", b"v", b"t"]]),
+        (LEASE, [[b"filling", b"v", b"t", 0]]),
+        (LEASE, [[b"filling", b"v", b"t", b"1"]]),
+        (Resign(ENTRY, Granted(TOKEN, TOKEN)), [0]),
         (Fill(ENTRY, Granted(TOKEN, TOKEN), FINGERPRINT, PAYLOAD, TTL_MS), [2]),
         (Fill(ENTRY, Granted(TOKEN, TOKEN), FINGERPRINT, PAYLOAD, TTL_MS), [b"OK"]),
         (BEGIN, [0]),

@@ -7,6 +7,7 @@ versions. Deadlines are far away, and lapse where the machine lets them: they ar
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from transport.backends import (
     FINGERPRINT,
     NEIGHBOUR,
     OTHER_FINGERPRINT,
+    PAST,
     TTL_MS,
     Fence,
     Held,
@@ -39,16 +41,33 @@ from transport.backends import (
 )
 
 from sqlmodel_cache import MemoryTransport, RedisSyncTransport
-from sqlmodel_cache._effects import Begin, End, Entry, Fill, Granted, Keys, Lease, Lookup
+from sqlmodel_cache._effects import (
+    Begin,
+    End,
+    Entry,
+    Fill,
+    Filling,
+    Granted,
+    Keys,
+    Lease,
+    LeaseReply,
+    Lookup,
+    Resign,
+    Together,
+)
 from sqlmodel_cache._plan import Effect
+from sqlmodel_cache.transport.memory import _Fence
 
 LONG = os.environ.get("SQLMODEL_CACHE_LONG") == "1"
+
+ELECT_MS = 3_600_000  # longer than any test takes
 
 ENTRIES = (ENTRY, NEIGHBOUR, ELSEWHERE)
 KEYS = tuple(dict.fromkeys(key for entry in ENTRIES for key in entry))
 
 entries = st.sampled_from(ENTRIES)
-fingerprints = st.sampled_from((FINGERPRINT, OTHER_FINGERPRINT, *(f"release{n}".encode() for n in range(3, 6))))
+FINGERPRINTS = (FINGERPRINT, OTHER_FINGERPRINT, *(f"release{n}".encode() for n in range(3, 6)))
+fingerprints = st.sampled_from(FINGERPRINTS)
 write_sets = st.sets(st.sampled_from(KEYS), min_size=1).map(
     lambda keys: Keys(
         tuple(key for key in KEYS if key in keys and not key.endswith("}")),
@@ -79,17 +98,46 @@ class Sides(RuleBasedStateMachine):
         """A reader's first step."""
         self.both(Lookup(entry, fingerprint))
 
-    @rule(target=leases, entry=entries, fingerprint=fingerprints, replace=st.booleans())
-    def lease(self, entry: Entry, fingerprint: bytes, replace: bool) -> Any:
-        """A reader's second; what is granted may be used at any later time, also twice."""
-        reply = self.both(Lease(entry, fingerprint, self.new_id(), replace))
-        return (entry, fingerprint, reply) if isinstance(reply, Granted) else multiple()
+    @rule(target=leases, entry=entries, fingerprint=fingerprints, replace=st.booleans(), elects=st.booleans())
+    def lease(self, entry: Entry, fingerprint: bytes, replace: bool, elects: bool) -> Any:
+        """A reader's second; what is granted may be used at any later time, also twice, also by who is not elected."""
+        reply = self.both(Lease(entry, fingerprint, self.new_id(), replace, ELECT_MS * elects))
+        granted = reply.lease if isinstance(reply, Filling) else reply
+        return (entry, fingerprint, granted) if isinstance(granted, Granted) else multiple()
 
-    @rule(lease=leases, payload=payloads)
-    def fill(self, lease: tuple[Entry, bytes, Granted], payload: bytes) -> None:
+    @rule(lease=leases, payload=payloads, renew=st.booleans())
+    def fill(self, lease: tuple[Entry, bytes, Granted], payload: bytes, renew: bool) -> None:
         """A reader's last."""
         entry, fingerprint, granted = lease
+        self.both(Fill(entry, granted, fingerprint, payload, TTL_MS, renew))
+
+    @rule(lease=leases)
+    def resign(self, lease: tuple[Entry, bytes, Granted]) -> None:
+        """Or its last, where there is nothing to fill."""
+        entry, _, granted = lease
+        self.both(Resign(entry, granted))
+
+    @rule(target=leases, entry=entries, fingerprint=fingerprints, payload=payloads)
+    def lease_and_fill(self, entry: Entry, fingerprint: bytes, payload: bytes) -> Any:
+        """What most readers do, without delay."""
+        granted = self.both(Lease(entry, fingerprint, self.new_id()))
+        if not isinstance(granted, Granted):
+            return multiple()
         self.both(Fill(entry, granted, fingerprint, payload, TTL_MS))
+        return entry, fingerprint, granted
+
+    @rule()
+    def look_everything_up(self) -> None:
+        """Readers of every release and of every row, together."""
+        self.both(Together(tuple(Lookup(entry, each) for entry in ENTRIES for each in FINGERPRINTS)))
+
+    @rule(entry=entries)
+    def lapse_election(self, entry: Entry) -> None:
+        """The time of the one who is elected passes."""
+        held = self.model.peek(entry.row)
+        if isinstance(held, Fence) and held.election is not None:
+            self.backend.lapse_election(entry.row)
+            self.model.lapse_election(entry.row)
 
     @rule(target=tokens, keys=write_sets)
     def begin(self, keys: Keys) -> tuple[Keys, bytes]:
@@ -142,15 +190,19 @@ class Sides(RuleBasedStateMachine):
     def both(self, effect: Effect[Any]) -> Any:
         """Return the model's reply to an effect, once Redis has given the same."""
         expected = self.model.execute(effect)
-        if isinstance(effect, Fill):
-            found = self.backend.execute(
-                Fill(effect.entry, self.renamed_lease(effect.lease), effect.fingerprint, effect.payload, TTL_MS)
-            )
+        if isinstance(effect, Fill | Resign):
+            found = self.backend.execute(replace(effect, lease=self.renamed_lease(effect.lease)))
         else:
             found = self.backend.execute(effect)
         for key in KEYS:
             self.learn(key)
-        assert found == (self.renamed_lease(expected) if isinstance(expected, Granted) else expected)
+        if isinstance(expected, Filling):
+            assert isinstance(found, Filling)
+            assert 0 < found.left_ms <= expected.left_ms
+            assert found.lease == self.renamed_lease(expected.lease)
+        else:
+            assert found == (self.renamed_lease(expected) if isinstance(expected, Granted) else expected)
+            assert getattr(found, "elected", None) == getattr(expected, "elected", None)
         return expected
 
     def learn(self, key: str) -> None:
@@ -167,16 +219,17 @@ class Sides(RuleBasedStateMachine):
     def renamed(self, held: Held) -> Held:
         """Return what the model holds, with Redis's names."""
         if isinstance(held, Fence):
-            return Fence(self.names[held.version], held.pending)
+            return Fence(self.names[held.version], held.pending, held.election)
         if isinstance(held, Value):
             return Value(self.names[held.version], self.names[held.table_version], held.payloads)
         return None
 
 
 def _live(held: Held) -> object:
-    """Return what can be told of a key from outside: tokens that live, without their deadlines."""
+    """Return what can be told of a key from outside: tokens that live, without their deadlines; whether one elected."""
     if isinstance(held, Fence):
-        return held.version, {token for token, deadline in held.pending if deadline > FENCE_TTL_MS}
+        tokens = {token for token, deadline in held.pending if deadline > FENCE_TTL_MS}
+        return held.version, tokens, held.election is not None and held.election > PAST
     return held
 
 
@@ -198,6 +251,36 @@ def test_redis_answers_as_the_model_does(redis_backend: RedisBackend) -> None:
     assert redis_backend.all_expire()
 
 
+class ElectsEverybody(MemoryTransport):
+    """A lease elects although somebody is elected."""
+
+    def _lease(self, effect: Lease, now: float) -> LeaseReply:
+        held = self._rows.get(effect.entry.row)
+        if isinstance(held, _Fence):
+            held.election = 0.0
+        return super()._lease(effect, now)
+
+    _handlers = MemoryTransport._handlers | {Lease: _lease}
+
+
+class ElectsForWhoDoesNotAsk(MemoryTransport):
+    """Every lease elects."""
+
+    def _lease(self, effect: Lease, now: float) -> LeaseReply:
+        return super()._lease(replace(effect, elect_ms=ELECT_MS), now)
+
+    _handlers = MemoryTransport._handlers | {Lease: _lease}
+
+
+class RenewsBesideOthers(MemoryTransport):
+    """A renewal keeps the payloads of others."""
+
+    def _fill(self, effect: Fill, now: float) -> bool:
+        return super()._fill(replace(effect, renew=False), now)
+
+    _handlers = MemoryTransport._handlers | {Fill: _fill}
+
+
 @pytest.mark.parametrize(
     "mutant",
     [
@@ -211,6 +294,9 @@ def test_redis_answers_as_the_model_does(redis_backend: RedisBackend) -> None:
         mutants.EndOpensAll,
         mutants.EndDeletes,
         mutants.EndIgnoresALostToken,
+        ElectsEverybody,
+        ElectsForWhoDoesNotAsk,
+        RenewsBesideOthers,
     ],
 )
 def test_machine_sees_a_transport_that_differs(redis_client: redis.Redis, mutant: type[MemoryTransport]) -> None:

@@ -198,7 +198,7 @@ def test_each_event_loop_has_its_own_connections(redis_url: str) -> None:
     for _ in range(3):
         asyncio.run(use())
     gc.collect()
-    assert len(transport._clients) == 0
+    assert len(transport._loops) == 0
 
 
 def test_closing_the_async_transport_leaves_the_given_client(redis_url: str) -> None:

@@ -9,7 +9,23 @@ from typing import Any
 
 import pytest
 
-from sqlmodel_cache._effects import Begin, Commit, End, Fill, Lease, Load, Lookup
+from sqlmodel_cache._effects import (
+    Begin,
+    Commit,
+    Depart,
+    End,
+    Fill,
+    Join,
+    Land,
+    Lease,
+    Load,
+    LoadMany,
+    Locate,
+    Lookup,
+    Resign,
+    Together,
+    Wait,
+)
 from sqlmodel_cache._plan import Effect, Plan, perform, run
 
 
@@ -159,5 +175,10 @@ def test_alphabet_is_complete() -> None:
     """Every effect of the library is one of these: an executor that knows them all has forgotten none."""
     ours = {effect for effect in Effect.__subclasses__() if effect.__module__.startswith("sqlmodel_cache.")}
     assert {effect.__name__ for effect in ours} == {
-        effect.__name__ for effect in (Lookup, Lease, Fill, Begin, End, Load, Commit)
+        effect.__name__
+        for effect in (
+            *(Lookup, Lease, Fill, Resign, Begin, End, Together),
+            *(Load, LoadMany, Locate, Commit),
+            *(Join, Depart, Land, Wait),
+        )
     }

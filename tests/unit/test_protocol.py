@@ -30,6 +30,7 @@ from sqlmodel_cache._effects import (
     ABSENT,
     Commit,
     End,
+    Entry,
     Fenced,
     Fill,
     Granted,
@@ -92,7 +93,8 @@ def test_read_in_an_old_snapshot_does_not_fill(payload: bytes | None) -> None:
     """A snapshot that may be older than the lease is no fill [I7], and its payload is not asked for."""
     asked: list[Granted] = []
 
-    def fresh(granted: Granted) -> bool:
+    def fresh(entry: Entry, granted: Granted) -> bool:
+        assert entry == ENTRY
         asked.append(granted)
         return False
 

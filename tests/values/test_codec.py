@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import functools
 import io
 import ipaddress
 import json
@@ -333,6 +334,9 @@ def decorator(result: str, model: Any = None, constant: int = 1) -> TypeEngine[A
     """Return a decorator as a release of an application may have it: the same name, another body."""
     source = f"def process_result_value(self, value, dialect):\n    return {result}"
     scope: dict[str, Any] = {"model": model, "CONSTANT": constant, "helper": helper(constant), "__name__": "app"}
+    scope["remembered"] = functools.lru_cache(helper(constant))
+    scope["helpers"] = types.ModuleType("app.helpers")
+    scope["helpers"].helper = helper(constant)
     exec(source, scope)  # the test's own text
     body = {"impl": sa.JSON, "cache_ok": True, "__module__": "app", **{k: v for k, v in scope.items() if "proc" in k}}
     made: TypeEngine[Any] = type("Decorator", (TypeDecorator,), body)()
@@ -382,6 +386,10 @@ def test_fingerprint_knows_the_code_of_decorators() -> None:
         decorator("value or {}"),
         decorator("helper(value)"),
         decorator("helper(value)", constant=2),
+        decorator("helpers.helper(value)"),
+        decorator("helpers.helper(value)", constant=2),
+        decorator("remembered(value)"),
+        decorator("remembered(value)", constant=2),
         decorator("(value, CONSTANT)"),
         decorator("(value, CONSTANT)", constant=2),
         decorator("model(**value)", model(a=(int, 1))),
@@ -392,7 +400,7 @@ def test_fingerprint_knows_the_code_of_decorators() -> None:
     ]
     prints = [print_of(type_) for type_ in releases]
     assert len(set(prints)) == len(prints)
-    assert print_of(decorator("model(**value)", model(a=(int, 1)))) == prints[6]
+    assert print_of(decorator("model(**value)", model(a=(int, 1)))) == prints[10]
     one, other = decorator("value"), decorator("value or {}")
     assert print_of(pg.ARRAY(one)) != print_of(pg.ARRAY(other))
     assert print_of(sa.JSON().with_variant(one, "postgresql")) != print_of(sa.JSON().with_variant(other, "postgresql"))

@@ -6,7 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import CHAR, Engine, bindparam, delete, insert, literal, select, text, update
+from sqlalchemy import (
+    CHAR,
+    Engine,
+    String,
+    TypeDecorator,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, Session, aliased, mapped_column
 from writes.entry import Row, rows
@@ -305,6 +318,91 @@ def test_padded_text_names_no_row(engine: Engine, transport: Recorder) -> None:
     commit(engine, lambda s: s.execute(update(Padded).where(Padded.id == "bob").values(name="y")))
     assert got(engine, rows(Padded, "bob   ")) == {(Padded, "bob   "): ("bob   ", "y")}
     commit(engine, lambda s: s.execute(delete(Padded)))
+
+
+class Chosen(TypeDecorator[str]):
+    """Text whose type a decorator chooses, as another one for each database."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Any) -> Any:
+        return CHAR(6) if dialect.name == "postgresql" else String(collation="NOCASE")
+
+
+class Folded(LegacyBase):
+    """On each database the key has a type that takes other text for the same."""
+
+    __tablename__ = "w_folded"
+    __cache_config__ = CacheConfig()
+    id: Mapped[str] = mapped_column(
+        String().with_variant(CHAR(6), "postgresql").with_variant(String(collation="NOCASE"), "sqlite"),
+        primary_key=True,
+    )
+    name: Mapped[str]
+
+
+class Chose(LegacyBase):
+    """The same, by a decorator."""
+
+    __tablename__ = "w_chose"
+    __cache_config__ = CacheConfig()
+    id: Mapped[str] = mapped_column(Chosen, primary_key=True)
+    name: Mapped[str]
+
+
+@pytest.mark.parametrize("model", [Folded, Chose])
+def test_variant_that_equals_other_text_names_no_row(engine: Engine, transport: Recorder, model: Any) -> None:
+    """The type that a column has on this database decides, not the generic one."""
+    stored, other = ("bob   ", "bob") if engine.dialect.name == "postgresql" else ("bob", "BOB")
+    commit(engine, lambda s: s.execute(delete(model)))
+    commit(engine, lambda s: s.add(model(id="bob", name="x")))
+    warm(engine, [model])
+    commit(engine, lambda s: s.execute(update(model.__table__).where(model.__table__.c.id == other).values(name="y")))
+    assert got(engine, rows(model, stored)) == {(model, stored): (stored, "y")}
+    commit(engine, lambda s: s.execute(delete(model)))
+
+
+class Lower(TypeDecorator[str]):
+    """Binds other text than it is given."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value.lower()
+
+
+class Lowered(Lower):
+    """Lets the database do it."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return value
+
+    def bind_expression(self, bindparam: Any) -> Any:
+        return func.lower(bindparam)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda c: c == literal("BOB", Lower()),
+        lambda c: c == literal("BOB", Lowered()),
+        lambda c: c == bindparam("who", "BOB", type_=Lower()),
+        lambda c: c.in_(bindparam("who", ["BOB"], type_=Lower(), expanding=True)),
+    ],
+    ids=["literal", "expression", "bindparam", "expanding"],
+)
+def test_value_that_its_type_changes_names_no_row(engine: Engine, transport: Recorder, named: Any) -> None:
+    """A value may be given a type of its own, which binds something else."""
+    commit(engine, lambda s: s.execute(delete(Code)))
+    commit(engine, lambda s: s.add(Code(id="bob", name="x")))
+    warm(engine, [Code])
+    column: Any = table_of(Code).c.id
+    commit(engine, lambda s: s.execute(update(table_of(Code)).where(named(column)).values(name="y")))
+    assert got(engine, rows(Code, "bob")) == {(Code, "bob"): ("bob", "y")}
 
 
 class Unique(LegacyBase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -12,11 +13,27 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, ClassVar
 
-from .._effects import VARIANTS, Begin, End, Fenced, Fill, Granted, Hit, Keys, Lease, LeaseReply, Lookup
+from .._effects import (
+    VARIANTS,
+    Begin,
+    End,
+    Fenced,
+    Fill,
+    Filling,
+    Granted,
+    Hit,
+    Keys,
+    Lease,
+    LeaseReply,
+    Lookup,
+    Resign,
+    Together,
+)
 from .._plan import Effect
 from ..errors import ConfigurationError, TransportError
 
 LEASE_MS = 60_000
+VERSION_BYTES = 12
 EVICTION_CANDIDATES = 8
 
 
@@ -25,6 +42,7 @@ class _Fence:
     version: bytes
     pending: dict[bytes, float] = field(default_factory=dict)  # token -> deadline, ms
     expires: float = 0.0  # ms; 0 = never
+    election: float = 0.0  # until when somebody is asked to fill, ms; 0 = nobody is. Never beside pending tokens
 
     def is_pending(self, now: float) -> bool:
         self.prune(now)
@@ -78,10 +96,12 @@ class MemoryTransport:
         if type(effect) is Lookup:  # the one that every hit pays for
             return self._lookup(effect)
         handler = self._handlers.get(type(effect))
-        if handler is None:
-            raise TransportError(f"MemoryTransport does not know {type(effect).__name__}")
-        with self._lock:
-            return handler(self, effect, self._clock() * 1000)
+        if handler is not None:
+            with self._lock:
+                return handler(self, effect, self._clock() * 1000)
+        if type(effect) is Together:
+            return tuple(map(self._tried, effect.effects))
+        raise TransportError(f"MemoryTransport does not know {type(effect).__name__}")
 
     def close(self) -> None:
         """Do nothing: there is nothing to release, and the rows may be wanted again."""
@@ -127,6 +147,14 @@ class MemoryTransport:
             self._rows.move_to_end(row)
             return held.payloads.get(effect.fingerprint)
 
+    def _tried(self, effect: Effect[Any]) -> Any:
+        try:
+            if type(effect) is Together:
+                raise TransportError("MemoryTransport does not know Together within Together")
+            return self.execute(effect)
+        except TransportError as error:
+            return error
+
     def _lease(self, effect: Lease, now: float) -> LeaseReply:
         row, table = effect.entry
         shard = self._tables.get(table)
@@ -144,27 +172,40 @@ class MemoryTransport:
             return Fenced()
         fence.expires = now + LEASE_MS
         self._put(row, fence, now)
-        return Granted(fence.version, shard.version)
+        lease = Granted(fence.version, shard.version)
+        if effect.elect_ms <= 0:
+            return lease
+        left_ms = fence.election - now
+        if left_ms > 0:
+            return Filling(lease, math.ceil(min(left_ms, effect.elect_ms)))
+        fence.election = now + effect.elect_ms
+        return Granted(fence.version, shard.version, elected=True)
 
     def _fill(self, effect: Fill, now: float) -> bool:
         held = self._held(effect.entry.row, now)
         lease, expires = effect.lease, now + effect.ttl_ms
+        payloads: dict[bytes, bytes] = {}
         if held is None or held.version != lease.version:
             return False
         if isinstance(held, _Fence):
             if held.pending:
                 return False
-            payloads = {}
         else:
             if held.table_version != lease.table_version:
                 return False
-            payloads, expires = held.payloads, min(held.expires, expires)
-            payloads.pop(effect.fingerprint, None)
-            if len(payloads) == VARIANTS:
-                del payloads[next(iter(payloads))]
+            if not effect.renew:
+                payloads, expires = held.payloads, min(held.expires, expires)
+                payloads.pop(effect.fingerprint, None)
+                if len(payloads) == VARIANTS:
+                    del payloads[next(iter(payloads))]
         payloads[effect.fingerprint] = effect.payload
         self._put(effect.entry.row, _Value(lease.version, lease.table_version, payloads, expires), now)
         return True
+
+    def _resign(self, effect: Resign, now: float) -> None:
+        held = self._held(effect.entry.row, now)
+        if isinstance(held, _Fence) and held.version == effect.lease.version and held.election:
+            held.election, held.expires = 0.0, now + LEASE_MS
 
     def _begin(self, effect: Begin, now: float) -> None:
         for key, is_row in _each(effect.keys):
@@ -173,7 +214,7 @@ class MemoryTransport:
             fence.prune(now)
             fence.version = self._fresh(effect.id)
             fence.pending[effect.id] = now + effect.fence_ttl_ms
-            fence.expires = 0.0
+            fence.expires = fence.election = 0.0
             self._keep(key, fence, is_row, now)
 
     def _end(self, effect: End, now: float) -> None:
@@ -184,6 +225,7 @@ class MemoryTransport:
             owned = fence.pending.pop(effect.token, None) is not None
             if not owned:
                 fence.version = self._fresh(effect.id)
+            fence.election = 0.0
             if is_row and not fence.pending:
                 fence.expires = now + LEASE_MS
             self._keep(key, fence, is_row, now)
@@ -191,13 +233,14 @@ class MemoryTransport:
     _handlers: ClassVar[dict[type, Callable[[Any, Any, float], Any]]] = {
         Lease: _lease,
         Fill: _fill,
+        Resign: _resign,
         Begin: _begin,
         End: _end,
     }
 
     def _fresh(self, id: bytes) -> bytes:
         self._count += 1
-        return blake2b(id + str(self._count).encode(), digest_size=16).digest()
+        return blake2b(id + str(self._count).encode(), digest_size=VERSION_BYTES).digest()
 
     def _held(self, key: str, now: float) -> _Fence | _Value | None:
         held = self._rows.get(key)

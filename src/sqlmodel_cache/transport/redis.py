@@ -1,7 +1,4 @@
-"""The Redis transport: effects to commands and replies to effects, as plain functions, and two thin clients.
-
-`encode` and `decode` hold everything that sync and async share. A command is an MGET or a Lua script, and touches one
-hash slot. The layout of fences and values is described once, in `lua/marks.lua`.
+"""The Redis transport: two thin clients around the commands of `_commands.py`.
 
 The sync transport opens a pool of its own with the given client's settings, short time-outs and no retries: the
 protocol repeats what it must, with a new id. The async one bounds the given client's calls with `asyncio.timeout`.
@@ -10,137 +7,23 @@ protocol repeats what it must, with a new id. The async one bounds the given cli
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import weakref
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from .. import _keys
-from .._effects import VARIANTS, Begin, End, Fenced, Fill, Granted, Hit, Lease, Lookup
+from .._effects import Begin, End, Fill, Lease, Lookup, Resign, Together
 from .._plan import Effect
 from ..config import Duration, milliseconds
-from ..errors import ConfigurationError, TransportError
-
-FORMAT = b"V\x02"  # a value, and the version of its layout
-
-
-class Command(NamedTuple):
-    """One Redis command: a script if it has one, otherwise an MGET."""
-
-    script: _Script | None
-    keys: Sequence[str]
-    args: Sequence[bytes | int]
-
-
-@dataclass(frozen=True)
-class _Script:
-    source: str
-    sha: str
-
-
-def _script(name: str) -> _Script:
-    folder = files("sqlmodel_cache.transport").joinpath("lua")
-    source = folder.joinpath("marks.lua").read_text() + folder.joinpath(f"{name}.lua").read_text()
-    digest = hashlib.sha1(source.encode(), usedforsecurity=False)  # what EVALSHA names a script by
-    return _Script(source, digest.hexdigest())
-
-
-LEASE, FILL, BEGIN, END = map(_script, ("lease", "fill", "begin", "end"))
-
-
-def encode(effect: Effect[Any]) -> list[Command]:
-    """Return the commands of an effect, one per hash slot."""
-    match effect:
-        case Lookup(entry):
-            return [Command(None, entry, ())]
-        case Lease(entry, fingerprint, id, replace):
-            return [Command(LEASE, entry, (id, fingerprint, int(replace)))]
-        case Fill(entry, lease, fingerprint, payload, ttl_ms):
-            return [
-                Command(
-                    FILL, (entry.row,), (lease.version, lease.table_version, fingerprint, payload, ttl_ms, VARIANTS)
-                )
-            ]
-        case Begin(keys, id, fence_ttl_ms):
-            slots = _by_slot((keys.rows, keys.tables))
-            return [Command(BEGIN, rows + tables, (id, fence_ttl_ms)) for rows, tables in slots]
-        case End(keys, token, id):
-            slots = _by_slot((keys.rows, keys.tables))
-            return [Command(END, rows + tables, (token, id, len(rows))) for rows, tables in slots]
-    raise TransportError(f"the Redis transport does not know {type(effect).__name__}")
-
-
-def decode(effect: Effect[Any], replies: Sequence[Any]) -> Any:
-    """Return the effect's reply from the replies to its commands; raises TransportError for anything unexpected."""
-    match effect, replies:
-        case Lookup(_, fingerprint), [[value, table]]:
-            return _payload(value, table, fingerprint)
-        case Lease(), [[b"hit", bytes(payload)]]:
-            return Hit(payload)
-        case Lease(), [[b"granted", bytes(version), bytes(table_version)]]:
-            return Granted(version, table_version)
-        case Lease(), [[b"fenced"]]:
-            return Fenced()
-        case Fill(), [0 | 1 as stored]:
-            return stored == 1
-        case ((Begin() | End()), _) if all(reply == 1 for reply in replies):
-            return None
-    raise TransportError(f"unexpected reply to {type(effect).__name__}: {replies!r:.200}")
-
-
-def _payload(value: bytes | None, table: bytes | None, fingerprint: bytes) -> bytes | None:
-    # A table's fence without pending tokens is exactly "F" and its version; with tokens it is longer, and the script
-    # that knows the server's clock decides.
-    if value is None or table is None or len(table) != 17 or table[:1] != b"F":
-        return None
-    if value[:2] != FORMAT or value[18:34] != table[1:]:
-        return None
-    at = 34
-    while at + 12 <= len(value):
-        end = at + 12 + int.from_bytes(value[at + 8 : at + 12])
-        if value[at : at + 8] == fingerprint:
-            return value[at + 12 : end] if end <= len(value) else None
-        at = end
-    return None
-
-
-def _by_slot(kinds: tuple[tuple[str, ...], tuple[str, ...]]) -> list[tuple[list[str], list[str]]]:
-    slots: defaultdict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
-    for kind, keys in enumerate(kinds):
-        for key in keys:
-            slots[_keys.slot_tag(key)][kind].append(key)
-    return list(slots.values())
-
-
-def _words(command: Command, *, whole: bool = False) -> list[Any]:
-    """Return the command's words; `whole` sends the script's source in place of its digest."""
-    script, keys, args = command
-    if script is None:
-        return ["MGET", *keys]
-    head = ["EVAL", script.source] if whole else ["EVALSHA", script.sha]
-    return [*head, len(keys), *keys, *args]
-
-
-def _unknown(replies: Sequence[Any]) -> list[int]:
-    """Return the positions of commands whose script the server has not loaded; raises any other error."""
-    for reply in replies:
-        if isinstance(reply, Exception) and not isinstance(reply, NoScriptError):
-            raise reply
-    return [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-
-
-def _failed(effect: Effect[Any], error: BaseException) -> TransportError:
-    return TransportError(f"{type(effect).__name__}: {type(error).__name__}: {error}")
-
+from ..errors import ConfigurationError
+from . import _commands
+from ._batches import Batches
+from ._commands import Command, Words
 
 # What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
 _TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError)
@@ -186,26 +69,41 @@ class RedisSyncTransport:
 
     def execute(self, effect: Effect[Any]) -> Any:
         """Return the effect's reply; raises TransportError when Redis does not give one in time."""
-        client = self._commits if isinstance(effect, Begin | End) else self._reads
         try:
-            commands = encode(effect)
-            replies = self._send(client, commands)
-            for at in _unknown(replies):
-                replies[at] = client.execute_command(*_words(commands[at], whole=True), NEVER_DECODE=True)
+            if type(effect) is Lookup:  # the one that every hit pays for
+                reply = self._reads.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
+                return _commands.found(effect, reply)
+            client = self._commits if _is_commit(effect) else self._reads
+            if type(effect) is Together:
+                parcel = _commands.pack(effect.effects)
+                replies = self._send(client, parcel.commands)
+                return tuple(_commands.unpack(effect.effects, parcel, replies))
+            return _commands.decode(effect, self._send(client, _commands.encode(effect)))
         except _TROUBLE as error:
-            raise _failed(effect, error) from error
-        return decode(effect, replies)
+            raise _commands.failed(effect, error) from error
 
     def _send(self, client: Any, commands: list[Command]) -> list[Any]:
-        if len(commands) == 1:
+        """Return the replies to commands; what the server refuses replies with its error."""
+        replies = self._post(client, [_commands.words(command) for command in commands])
+        again = _commands.repeats(commands, replies)
+        if again:
+            for at, reply in zip(again, self._post(client, list(again.values())), strict=True):
+                replies[at] = reply
+        return replies
+
+    def _post(self, client: Any, lines: Sequence[Words]) -> list[Any]:
+        if len(lines) == 1:
             try:
-                return [client.execute_command(*_words(commands[0]), NEVER_DECODE=True)]
-            except NoScriptError as unknown:
-                return [unknown]
-        with client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*_words(command), NEVER_DECODE=True)
-            return list(pipe.execute(raise_on_error=False))
+                return [client.execute_command(*lines[0], NEVER_DECODE=True)]
+            except ResponseError as error:
+                return [error]
+        replies: list[Any] = []
+        for portion in _commands.portions(lines):
+            with client.pipeline(transaction=False) as pipe:
+                for line in portion:
+                    pipe.execute_command(*line, NEVER_DECODE=True)
+                replies += pipe.execute(raise_on_error=False)
+        return replies
 
     def close(self) -> None:
         """Close the connections that the transport opened; the given client stays open."""
@@ -222,6 +120,64 @@ class RedisSyncTransport:
         )
         twin._given_away = True
         return twin
+
+
+class _Loop:
+    """The client of one event loop, and the batches that go through it. Times are in seconds."""
+
+    def __init__(self, client: Any, timeout: float, commit_timeout: float) -> None:
+        self.client = client
+        self.batches = Batches(self.execute, self.execute_all)
+        self._timeout = timeout
+        self._commit_timeout = commit_timeout
+
+    async def execute(self, effect: Effect[Any]) -> Any:
+        """Return the effect's reply."""
+        try:
+            async with asyncio.timeout(self._commit_timeout if _is_commit(effect) else self._timeout):
+                if type(effect) is Lookup:  # the one that every hit pays for
+                    reply = await self.client.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
+                    return _commands.found(effect, reply)
+                if type(effect) is Together:
+                    return tuple(await self._together(effect.effects))
+                return _commands.decode(effect, await self._send(_commands.encode(effect)))
+        except _TROUBLE as error:
+            raise _commands.failed(effect, error) from error
+
+    async def execute_all(self, effects: Sequence[Effect[Any]]) -> list[Any]:
+        """Return the reply to each of several effects of readers, or its TransportError."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._together(effects)
+        except _TROUBLE as error:
+            return [_commands.failed(effect, error) for effect in effects]
+
+    async def _together(self, effects: Sequence[Effect[Any]]) -> list[Any]:
+        parcel = _commands.pack(effects)
+        return _commands.unpack(effects, parcel, await self._send(parcel.commands))
+
+    async def _send(self, commands: list[Command]) -> list[Any]:
+        """Return the replies to commands; what the server refuses replies with its error."""
+        replies = await self._post([_commands.words(command) for command in commands])
+        again = _commands.repeats(commands, replies)
+        if again:
+            for at, reply in zip(again, await self._post(list(again.values())), strict=True):
+                replies[at] = reply
+        return replies
+
+    async def _post(self, lines: Sequence[Words]) -> list[Any]:
+        if len(lines) == 1:
+            try:
+                return [await self.client.execute_command(*lines[0], NEVER_DECODE=True)]
+            except ResponseError as error:
+                return [error]
+        replies: list[Any] = []
+        for portion in _commands.portions(lines):
+            async with self.client.pipeline(transaction=False) as pipe:
+                for line in portion:
+                    await _queued(pipe.execute_command(*line, NEVER_DECODE=True))
+                replies += await pipe.execute(raise_on_error=False)
+        return replies
 
 
 class RedisAsyncTransport:
@@ -247,51 +203,36 @@ class RedisAsyncTransport:
         self.client = client
         self.timeout_ms = milliseconds("timeout", timeout)
         self.commit_timeout_ms = milliseconds("commit_timeout", commit_timeout)
-        # A connection belongs to the event loop that opened it.
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, redis.asyncio.Redis] = (
-            weakref.WeakKeyDictionary()
-        )
+        # A connection belongs to the event loop that opened it, and so does a batch.
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
         self._given_away = False  # whether an event loop has taken `client`
 
     async def aexecute(self, effect: Effect[Any]) -> Any:
-        """Return the effect's reply; raises TransportError when Redis does not give one in time."""
-        budget_ms = self.commit_timeout_ms if isinstance(effect, Begin | End) else self.timeout_ms
-        try:
-            async with asyncio.timeout(budget_ms / 1000):
-                client = self._client()
-                commands = encode(effect)
-                replies = await self._send(client, commands)
-                for at in _unknown(replies):
-                    replies[at] = await client.execute_command(*_words(commands[at], whole=True), NEVER_DECODE=True)
-        except _TROUBLE as error:
-            raise _failed(effect, error) from error
-        return decode(effect, replies)
+        """Return the effect's reply; raises TransportError when Redis does not give one in time.
 
-    async def _send(self, client: Any, commands: list[Command]) -> list[Any]:
-        if len(commands) == 1:
-            try:
-                return [await client.execute_command(*_words(commands[0]), NEVER_DECODE=True)]
-            except NoScriptError as unknown:
-                return [unknown]
-        async with client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                await _queued(pipe.execute_command(*_words(command), NEVER_DECODE=True))
-            return list(await pipe.execute(raise_on_error=False))
+        Effects of readers that wait in the same turn of the event loop travel together.
+        """
+        here = self._here()
+        if type(effect) in _BATCHED:
+            return await here.batches.execute(effect)
+        return await here.execute(effect)
 
-    def _client(self) -> Any:
+    def _here(self) -> _Loop:
         loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
+        here = self._loops.get(loop)
+        if here is None:
             client = _twin_client(self.client, to_async=True) if self._given_away else self.client
             self._given_away = True
-            self._clients[loop] = client
-        return client
+            here = self._loops[loop] = _Loop(client, self.timeout_ms / 1000, self.commit_timeout_ms / 1000)
+        return here
 
     async def aclose(self) -> None:
         """Close the connections that the transport opened in this event loop; the given client stays open."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None and client is not self.client:
-            await client.connection_pool.disconnect()
+        here = self._loops.pop(asyncio.get_running_loop(), None)
+        if here is not None:
+            await here.batches.drain()
+            if here.client is not self.client:
+                await here.client.connection_pool.disconnect()
 
     def twin(self) -> RedisSyncTransport:
         """Return a sync transport to the same server."""
@@ -300,6 +241,16 @@ class RedisAsyncTransport:
             timeout=self.timeout_ms / 1000,
             commit_timeout=self.commit_timeout_ms / 1000,
         )
+
+
+# What readers send. A commit's own effects are one round trip for all of its rows already.
+_BATCHED = frozenset({Lookup, Lease, Fill, Resign})
+
+
+def _is_commit(effect: Effect[Any]) -> bool:
+    if type(effect) is Together:
+        return any(map(_is_commit, effect.effects))
+    return type(effect) in (Begin, End)
 
 
 async def _queued(answer: Any) -> None:

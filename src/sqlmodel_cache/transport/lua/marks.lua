@@ -1,11 +1,16 @@
 -- Prepended to every script: the one layout of fences and values, and the one clock.
 --
---   fence   "F" version(16) { token(16) deadline(8: big-endian double, ms since the epoch) } ...
---   value   "V" format(1) version(16) table_version(16) { fingerprint(8) length(4: big-endian) payload } ...
+--   fence   "F" version(12) { token(16) deadline(8) } ...
+--   fence   "F" version(12) election(8)                    nobody writes, somebody is elected to fill until then
+--   value   "V" format(1) version(12) table_version(12) { fingerprint(8) length(4: big-endian) payload } ...
 --
--- Anything else, of any Redis type, reads as absent.
+-- Deadlines and elections are big-endian doubles, in ms since the epoch. Anything else, of any Redis type, reads as
+-- absent.
+--
+-- A version has 96 bits, since it is only ever compared with other versions of its own key: a lease that outlived its
+-- fence fits the one of now with probability 2^-96, and a row would need 2^48 of them at once for a likely pair.
 
-local TOKEN, DEADLINE = 16, 8
+local VERSION, TOKEN, DEADLINE = 12, 16, 8
 local FOREVER_MS = 30 * 24 * 3600 * 1000  -- a table's version outlives its values; its loss costs misses only
 local FENCE_MS = 24 * 3600 * 1000         -- long after any deadline, so that no eviction policy prefers a fence
 local LEASE_MS = 60 * 1000                -- a fence that only waits for its fill, or keeps late fills out
@@ -16,7 +21,7 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 -- A version that was never used before: a command that a client library sends twice gets another one.
 local function fresh(id)
   local hex = redis.sha1hex(id .. time[1] .. '.' .. time[2])
-  return (hex:sub(1, 32):gsub('..', function(pair) return string.char(tonumber(pair, 16)) end))
+  return (hex:sub(1, 2 * VERSION):gsub('..', function(pair) return string.char(tonumber(pair, 16)) end))
 end
 
 local function read(key)
@@ -25,12 +30,16 @@ local function read(key)
   return raw
 end
 
--- Returns version, live pendings (as stored) but for that of the token `except`, and what was left out: 'owner' when
--- it was live, 'lapsed' when a deadline has passed, or false; nil when raw is not a fence. A lapsed token is nobody's.
+-- Returns version, live pendings (as stored) but for that of the token `except`, what was left out ('owner' when it
+-- was live, 'lapsed' when a deadline has passed, or false), and the election, past or not; nil when raw is not a
+-- fence. A lapsed token is nobody's.
 local function fence(raw, except)
-  if not raw or raw:sub(1, 1) ~= 'F' or (#raw - 17) % (TOKEN + DEADLINE) ~= 0 or #raw < 17 then return nil end
+  if not raw or raw:sub(1, 1) ~= 'F' or #raw <= VERSION then return nil end
+  local version = raw:sub(2, 1 + VERSION)
+  if #raw == 1 + VERSION + DEADLINE then return version, '', false, (struct.unpack('>d', raw, 2 + VERSION)) end
+  if (#raw - 1 - VERSION) % (TOKEN + DEADLINE) ~= 0 then return nil end
   local live, dropped = '', false
-  for at = 18, #raw, TOKEN + DEADLINE do
+  for at = 2 + VERSION, #raw, TOKEN + DEADLINE do
     local token = raw:sub(at, at + TOKEN - 1)
     if not (struct.unpack('>d', raw, at + TOKEN) > now) then
       dropped = dropped or 'lapsed'
@@ -40,13 +49,14 @@ local function fence(raw, except)
       live = live .. raw:sub(at, at + TOKEN + DEADLINE - 1)
     end
   end
-  return raw:sub(2, 17), live, dropped
+  return version, live, dropped
 end
 
 -- Returns version, table version, and the payloads, the latest first; nil when raw is not a value.
 local function value(raw)
-  if not raw or raw:sub(1, 2) ~= 'V\2' or #raw < 34 then return nil end
-  local payloads, at = {}, 35
+  local head = 2 + 2 * VERSION
+  if not raw or raw:sub(1, 2) ~= 'V\3' or #raw < head then return nil end
+  local payloads, at = {}, head + 1
   while at + 11 <= #raw do
     local past = at + 12 + struct.unpack('>I4', raw, at + 8)
     if past > #raw + 1 then break end
@@ -55,9 +65,9 @@ local function value(raw)
     }
     at = past
   end
-  return raw:sub(3, 18), raw:sub(19, 34), payloads
+  return raw:sub(3, 2 + VERSION), raw:sub(3 + VERSION, head), payloads
 end
 
-local function put(key, version, pending, px)
-  redis.call('SET', key, 'F' .. version .. pending, 'PX', px)
+local function put(key, version, rest, px)
+  redis.call('SET', key, 'F' .. version .. rest, 'PX', px)
 end

@@ -1,0 +1,272 @@
+"""Effects to Redis commands, and replies to effects: plain functions that sync and async share.
+
+A command is an MGET or a Lua script. A script touches one hash slot. The layout of fences and values is described once,
+in `lua/marks.lua`. Nothing here waits or knows a client.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, NamedTuple, TypeAlias
+
+from redis.exceptions import NoScriptError
+
+from .. import _keys
+from .._effects import VARIANTS, Begin, End, Fenced, Fill, Filling, Granted, Hit, Keys, Lease, Lookup, Resign
+from .._plan import Effect
+from ..errors import TransportError
+
+FORMAT = b"V\x03"  # a value, and the version of its layout
+VERSION = 12  # bytes
+HEAD = 2 + 2 * VERSION  # bytes of a value before its payloads
+
+MAX_KEYS = 1_000  # of one MGET: Redis answers nobody else meanwhile
+MAX_COMMANDS = 1_000  # of one pipeline: the client and the server hold all its replies at once
+
+Words: TypeAlias = Sequence[Any]
+"""A command as the client sends it."""
+
+
+class Command(NamedTuple):
+    """One Redis command: a script if it has one, otherwise an MGET."""
+
+    script: _Script | None
+    keys: Collection[str]
+    args: Sequence[bytes | int]
+
+
+@dataclass(frozen=True)
+class _Script:
+    source: str
+    sha: str
+
+
+def _script(name: str) -> _Script:
+    folder = files("sqlmodel_cache.transport").joinpath("lua")
+    source = folder.joinpath("marks.lua").read_text() + folder.joinpath(f"{name}.lua").read_text()
+    digest = hashlib.sha1(source.encode(), usedforsecurity=False)  # what EVALSHA names a script by
+    return _Script(source, digest.hexdigest())
+
+
+LEASE, FILL, RESIGN, BEGIN, END = map(_script, ("lease", "fill", "resign", "begin", "end"))
+
+
+# One effect
+
+
+def encode(effect: Effect[Any]) -> list[Command]:
+    """Return the commands of an effect, one per hash slot."""
+    encoder = _ENCODERS.get(type(effect))
+    if encoder is None:
+        raise TransportError(f"the Redis transport does not know {type(effect).__name__}")
+    return encoder(effect)
+
+
+def _lease(effect: Lease) -> list[Command]:
+    args = (effect.id, effect.fingerprint, int(effect.replace), effect.elect_ms)
+    return [Command(LEASE, effect.entry, args)]
+
+
+def _fill(effect: Fill) -> list[Command]:
+    lease = effect.lease
+    payload = (effect.fingerprint, effect.payload, effect.ttl_ms)
+    args = (lease.version, lease.table_version, *payload, VARIANTS, int(effect.renew))
+    return [Command(FILL, (effect.entry.row,), args)]
+
+
+def _begin(effect: Begin) -> list[Command]:
+    args = (effect.id, effect.fence_ttl_ms)
+    return [Command(BEGIN, rows + tables, args) for rows, tables in _by_slot(effect.keys)]
+
+
+def _end(effect: End) -> list[Command]:
+    slots = _by_slot(effect.keys)
+    return [Command(END, rows + tables, (effect.token, effect.id, len(rows))) for rows, tables in slots]
+
+
+_ENCODERS: dict[type, Callable[[Any], list[Command]]] = {
+    Lookup: lambda effect: [Command(None, effect.entry, ())],
+    Lease: _lease,
+    Fill: _fill,
+    Resign: lambda effect: [Command(RESIGN, (effect.entry.row,), (effect.lease.version,))],
+    Begin: _begin,
+    End: _end,
+}
+
+
+def decode(effect: Effect[Any], replies: Sequence[Any]) -> Any:
+    """Return the effect's reply from the replies to its commands; raises TransportError for anything unexpected."""
+    match effect, replies:
+        case Lookup(), [reply]:
+            return found(effect, reply)
+        case Lease(), [[b"hit", bytes(payload)]]:
+            return Hit(payload)
+        case Lease(), [[b"granted" | b"elected" as word, bytes(version), bytes(table_version)]]:
+            return Granted(version, table_version, elected=word == b"elected")
+        case Lease(), [[b"filling", bytes(version), bytes(table_version), int(left_ms)]] if left_ms > 0:
+            return Filling(Granted(version, table_version), left_ms)
+        case Lease(), [[b"fenced"]]:
+            return Fenced()
+        case Fill(), [0 | 1 as stored]:
+            return stored == 1
+        case ((Begin() | End() | Resign()), _) if all(reply == 1 for reply in replies):
+            return None
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise failed(effect, reply) from reply
+    raise _unexpected(effect, replies)
+
+
+def found(effect: Lookup, reply: Any) -> bytes | None:
+    """Return a look-up's payload from the reply to its MGET."""
+    if type(reply) is list and len(reply) == 2:
+        return _payload(reply[0], reply[1], effect.fingerprint)
+    if isinstance(reply, Exception):
+        raise failed(effect, reply) from reply
+    raise _unexpected(effect, reply)
+
+
+def _payload(value: bytes | None, table: bytes | None, fingerprint: bytes) -> bytes | None:
+    # A table's fence without pending tokens is exactly "F" and its version; with tokens it is longer, and the script
+    # that knows the server's clock decides.
+    if value is None or table is None or len(table) != 1 + VERSION or table[:1] != b"F":
+        return None
+    if value[:2] != FORMAT or value[2 + VERSION : HEAD] != table[1:]:
+        return None
+    at, length = HEAD, len(value)
+    while at + 12 <= length:
+        end = at + 12 + int.from_bytes(value[at + 8 : at + 12])
+        if value[at : at + 8] == fingerprint:
+            return value[at + 12 : end] if end <= length else None
+        at = end
+    return None
+
+
+def _by_slot(keys: Keys) -> Iterable[tuple[list[str], list[str]]]:
+    slots: defaultdict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for kind, those in enumerate(keys):
+        for key in those:
+            slots[_keys.slot_tag(key)][kind].append(key)
+    return slots.values()
+
+
+def failed(effect: Effect[Any], error: BaseException) -> TransportError:
+    """Return what an effect fails with, because of `error`."""
+    failure = TransportError(f"{type(effect).__name__}: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def _unexpected(effect: Effect[Any], reply: Any) -> TransportError:
+    return TransportError(f"unexpected reply to {type(effect).__name__}: {reply!r:.200}")
+
+
+# Several effects in one round trip
+
+
+class Place(NamedTuple):
+    """Where a look-up finds its two keys in the reply to an MGET that it shares."""
+
+    command: int
+    row: int
+    table: int
+
+
+class Parcel(NamedTuple):
+    """Commands of several effects, and for each effect where its replies are, or why it has none."""
+
+    commands: list[Command]
+    places: list[Place | slice | TransportError]
+
+
+def pack(effects: Sequence[Effect[Any]]) -> Parcel:
+    """Return several effects as one list of commands. Look-ups share an MGET, in which each key stands once."""
+    commands: list[Command] = []
+    places: list[Place | slice | TransportError] = []
+    at: dict[str, int] = {}  # key -> its position in the MGET that is being made
+    mget = -1
+    for effect in effects:
+        if type(effect) is Lookup:
+            row, table = effect.entry
+            if mget < 0 or len(at) + 2 > MAX_KEYS:
+                at = {}
+                mget = len(commands)
+                commands.append(Command(None, at, ()))
+            places.append(Place(mget, at.setdefault(row, len(at)), at.setdefault(table, len(at))))
+            continue
+        try:
+            own = encode(effect)
+        except TransportError as error:
+            places.append(error)
+            continue
+        places.append(slice(len(commands), len(commands) + len(own)))
+        commands += own
+    return Parcel(commands, places)
+
+
+def unpack(effects: Sequence[Effect[Any]], parcel: Parcel, replies: Sequence[Any]) -> list[Any]:
+    """Return each effect's reply, or its TransportError, from the replies to the commands of all."""
+    return [_reply(effect, place, parcel, replies) for effect, place in zip(effects, parcel.places, strict=True)]
+
+
+def _reply(effect: Any, place: Place | slice | TransportError, parcel: Parcel, replies: Sequence[Any]) -> Any:
+    try:
+        if type(place) is Place:
+            reply = replies[place.command]
+            if type(reply) is list and len(reply) == len(parcel.commands[place.command].keys):
+                return _payload(reply[place.row], reply[place.table], effect.fingerprint)
+            raise failed(effect, reply) if isinstance(reply, Exception) else _unexpected(effect, reply)
+        if type(place) is slice:
+            return decode(effect, replies[place])
+        return place
+    except TransportError as error:
+        return error
+
+
+# The words of a command
+
+
+def words(command: Command, *, whole: bool = False) -> Words:
+    """Return the command's words; `whole` sends the script's source in place of its digest."""
+    script, keys, args = command
+    names = [key_bytes(key) for key in keys]
+    if script is None:
+        return ("MGET", *names)
+    if whole:
+        return ("EVAL", script.source, len(names), *names, *args)
+    return ("EVALSHA", script.sha, len(names), *names, *args)
+
+
+def key_bytes(key: str) -> bytes:
+    """Return a key as Redis knows it, whatever encoding a client has: all must name a row alike."""
+    return key.encode("utf-8", "surrogatepass")
+
+
+def look_up(effect: Lookup) -> Words:
+    """Return the words of a look-up's command."""
+    row, table = effect.entry
+    return ("MGET", row.encode("utf-8", "surrogatepass"), table.encode("utf-8", "surrogatepass"))
+
+
+def repeats(commands: Sequence[Command], replies: Sequence[Any]) -> dict[int, Words]:
+    """Return what to send again, by position: the commands whose script the server does not know.
+
+    The first of each script carries its source; those behind it find it loaded.
+    """
+    again: dict[int, Words] = {}
+    sent: set[_Script | None] = set()
+    for at, reply in enumerate(replies):
+        if isinstance(reply, NoScriptError):
+            script = commands[at].script
+            again[at] = words(commands[at], whole=script not in sent)
+            sent.add(script)
+    return again
+
+
+def portions(lines: Sequence[Words]) -> Iterable[Sequence[Words]]:
+    """Return the lines in pipelines of a bounded size."""
+    return (lines[at : at + MAX_COMMANDS] for at in range(0, len(lines), MAX_COMMANDS))
