@@ -112,8 +112,6 @@ class Target:
         """Add the row of a change, or the table."""
         if change.kind == b"I" and not self.cached.absences:
             return  # nobody can have cached a row that did not exist
-        if all(ref in writes.tables for ref in self.refs):
-            return
         pks = self._pks(change) if change.kind == b"I" or self.identified else None
         for ref in self.refs:
             writes.change(ref, pks)
@@ -148,6 +146,7 @@ class Changes:
         self._targets: dict[int, tuple[Target, ...]] = {}  # of the relations, in the generation below
         self._generation = stale.generation
         self._batch = Batch()
+        self._whole: set[int] = set()  # relations whose further rows add nothing to the batch
         self.within = False  # a transaction: between its BEGIN and its COMMIT
 
     @property
@@ -166,11 +165,12 @@ class Changes:
         Raises:
             DecodeError: it does not follow from those before it.
         """
+        self._renew()
         match message:
             case Change(_, relation):
                 self._batch.changes += 1
-                for target in self._known(relation):
-                    target.add(self._batch.writes, message)
+                if relation not in self._whole:
+                    self._change(relation, message)
             case Begin(xid, committed_at):
                 self.within = True
                 self._batch.xids.add(xid)
@@ -182,6 +182,7 @@ class Changes:
             case Relation():
                 self._relations[message.id] = message
                 self._targets.pop(message.id, None)
+                self._whole.discard(message.id)
             case Truncate(relations):
                 self._batch.changes += 1
                 for relation in relations:
@@ -192,12 +193,24 @@ class Changes:
     def take(self) -> Batch:
         """Return what complete transactions have changed since the last call; not to be called within one."""
         batch, self._batch = self._batch, Batch()
+        self._whole.clear()
         return batch
 
-    def _known(self, relation: int) -> tuple[Target, ...]:
+    def _change(self, relation: int, change: Change) -> None:
+        targets, writes = self._known(relation), self._batch.writes
+        for target in targets:
+            target.add(writes, change)
+        if all(ref in writes.tables for target in targets for ref in target.refs):
+            self._whole.add(relation)
+
+    def _renew(self) -> None:
+        """Forget what relations stood for: another look at the catalog may have changed that."""
         if self._generation != self._stale.generation:
             self._generation = self._stale.generation
             self._targets.clear()
+            self._whole.clear()
+
+    def _known(self, relation: int) -> tuple[Target, ...]:
         targets = self._targets.get(relation)
         if targets is None:
             if relation not in self._relations:
