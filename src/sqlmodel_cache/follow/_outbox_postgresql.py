@@ -71,7 +71,7 @@ class PostgresOutbox:
     def lead(self, name: str) -> bool:
         """Return whether no other follower of that name leads: the session holds a lock while it lives."""
         if self._connection.info.server_version >= 140_000:
-            self._connection.execute(f"SET idle_session_timeout = {IDLE_MS}")
+            self._connection.execute(f"SET idle_session_timeout = {IDLE_MS}".encode())
         key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
         return self._connection.execute("SELECT pg_try_advisory_lock(%s)", (key,)).fetchone() == (True,)
 
