@@ -159,7 +159,7 @@ class Admission:
         The session is flushed, and begun, as a SELECT would do it; no connection is opened.
         """
         usual: _Usual | None = entity.memo.get(_USUAL)
-        if usual is None or (options and options != _UNASKED) or self._driver.debts.owed:
+        if usual is None or (options and options != _UNASKED) or self._driver.debts.any:
             return self._find(session, entity, options)
         if not usual.fits(session, entity) or _sqlalchemy.merging.get():
             return self._find(session, entity, options)
@@ -195,8 +195,6 @@ class Admission:
         if view is None:
             return None
         lane = Lane(entity, ref, entity.rows(bind.dialect), self._naming.table_keys(ref), ttl_ms, *view)
-        if self._driver.debts:
-            self._driver.pay_debts()
         _sqlalchemy.autobegin(session)
         if isinstance(bind, Connection):  # the session's rollback() is this connection's, as after a SELECT
             session.connection(bind_arguments={"mapper": entity.mapper})
@@ -224,7 +222,7 @@ class Admission:
         if lane.transactions and lane.hides(pk):
             return None
         lookup = lane.lookup(pk)
-        return None if self._driver.debts.owed and lookup.entry in self._driver.debts else lookup
+        return None if self._driver.debts.any and lookup.entry in self._driver.debts else lookup
 
     def _view(
         self, session: Session, bind: Engine | Connection, session_options: Mapping[str, Any]

@@ -367,11 +367,15 @@ def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId) -> Plan
     debts.owe(keys)
 
 
-def settle(keys: Keys, debts: Debts, *, fence_ttl_ms: int, new_id: NewId) -> Plan[None]:
-    """Deliver an invalidation that failed before. A fence that nobody ends: a COMMIT of theirs may still land (I5)."""
+def settle(keys: Keys, debts: Debts, *, fence_ttl_ms: int, new_id: NewId) -> Plan[bool]:
+    """Deliver an invalidation that failed before; return whether it has arrived.
+
+    It is a fence that nobody ends: a COMMIT of these keys may still land (I5).
+    """
     ticket = debts.ticket()
     try:
         yield from perform(Begin(keys, new_id(), fence_ttl_ms))
     except TransportError:
-        return
+        return False
     debts.settle(keys, ticket)
+    return True

@@ -129,13 +129,21 @@ class Reader:
     def _run(self, request: Request, plan: Plan[Answer[Found, Any]], load: Callable[[], Any]) -> Any:
         """Return the row that a plan finds."""
         passenger = Passenger(self._flights)
+        left = self.driver.read_seconds
 
         def execute(effect: Effect[Any]) -> Any:
+            nonlocal left
             if isinstance(effect, Load):
                 return self._load(request, load) if effect.encode else Loaded(load(), None)
             if type(effect) in Passenger.EFFECTS:
                 return passenger.execute(effect)
-            return self.driver.execute(effect)
+            if left <= 0:
+                raise TransportError(f"{type(effect).__name__}: this read has spent its time on the cache")
+            began = time.monotonic()
+            try:
+                return self.driver.execute(effect)
+            finally:
+                left -= time.monotonic() - began
 
         try:
             answer = run(plan, execute)

@@ -380,6 +380,19 @@ def can_buffer(context: Any) -> bool:
     return not (context.execution_options.get("stream_results") or context.execution_options.get("yield_per"))
 
 
+_HELD = "_sqlmodel_cache"
+
+
+def hold(connection: Connection, state: object) -> None:
+    """Keep with a connection what is known of the transaction that it has begun: `info` is three steps away."""
+    connection.__dict__[_HELD] = state
+
+
+def held_by(connection: Connection) -> Any:
+    """Return what was kept when the connection's transaction began, or None."""
+    return connection.__dict__.get(_HELD)
+
+
 def is_of_the_dialect(connection: Connection) -> bool:
     """Return whether a connection is the one through which a dialect asks a new database what it is."""
     return not connection._allow_autobegin

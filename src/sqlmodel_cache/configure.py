@@ -15,7 +15,7 @@ from . import _sqlalchemy
 from ._entities import Entities
 from ._queries import Queries
 from .cache import Cache
-from .config import Duration, Namespace, Settings
+from .config import Duration, Namespace, Settings, milliseconds
 from .errors import ConfigurationError
 from .explanation import Explanation, explain
 from .metrics import Stats
@@ -121,14 +121,34 @@ class SQLModelCache:
             cls._remove()
 
     @classmethod
-    async def aclose(cls) -> None:
-        """Close the connections that the library opened in this event loop; clients that you gave stay open.
+    def close(cls, *, timeout: Duration = 1) -> bool:
+        """Deliver what is owed to the cache, and close what the library opened; clients that you gave stay open.
 
         The cache stays configured, and opens new connections when it is used again.
+
+        Args:
+            timeout: seconds that an attempt under way may take to end; one more follows it, if something is owed.
+
+        Returns:
+            Whether nothing is owed any more. What is will be forgotten with the process: its rows may then be stale
+            in other processes until their TTL.
         """
         cache = cls._cache
-        if cache is not None and cache.driver.async_transport is not None:
+        if cache is None:
+            return True
+        delivered = cache.driver.settle(milliseconds("timeout", timeout) / 1000)
+        cache.driver.close()
+        return delivered
+
+    @classmethod
+    async def aclose(cls, *, timeout: Duration = 1) -> bool:
+        """`close`, in an event loop: what belongs to this loop is closed, too. Other loops' is theirs to close."""
+        cache = cls._cache
+        if cache is None:
+            return True
+        if cache.driver.async_transport is not None:
             await cache.driver.async_transport.aclose()
+        return await asyncio.to_thread(cls.close, timeout=timeout)
 
     @classmethod
     def invalidate(cls, model: type, pk: object = None, *, bind: Bind | None = None) -> None:
@@ -279,7 +299,7 @@ class SQLModelCache:
     def stats(cls) -> Stats:
         """Return what this process has counted since `configure()`; zeros when nothing is configured."""
         cache = cls._cache
-        return Stats() if cache is None else cache.counters.snapshot()
+        return Stats() if cache is None else cache.stats()
 
     @classmethod
     def explain(cls, model: type) -> Explanation:
