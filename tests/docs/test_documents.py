@@ -56,6 +56,7 @@ def programs(document: str) -> dict[str, tuple[str, str]]:
 
 
 PROGRAMS = programs("README.md") | programs("docs/quickstart.md") | programs("docs/fast-reads.md")
+PROGRAMS |= programs("docs/following.md")
 
 
 def run(source: str | Path, folder: Path, **environment: str) -> str:
