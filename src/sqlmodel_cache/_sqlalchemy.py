@@ -221,8 +221,10 @@ class LoadProbe:
         """Return what `load()` returns, after each of `takes` was given the instance with its key.
 
         A take is not called when there is no such row, or when another listener would be first to see it.
-        `instances` tells which instances of one of the mappers are in a result.
+        `instances` tells which instances of one of the mappers are in a result. One that the session had before is
+        given to nobody: a SELECT leaves it as it was, with an older row's values, or with changes of its own.
         """
+        takes = {key: take for key, take in takes.items() if key not in session.identity_map}
         if not session.dispatch.loaded_as_persistent and not any(m.class_manager.dispatch.load for m in mappers):
             result = load()
             for instance in instances(result):
