@@ -115,7 +115,7 @@ class Reading(Generic[Decoded]):
         absent_ttl_ms: of a stored "no such row"; 0 where absence is not cached.
         wait_ms: how long it waits for another reader that is about to load the same row; 0 never.
         fresh: tells, before the SELECT is sent, whether its snapshot will not be older than a row's lease (I7).
-        due: whether a valid payload is about to expire, and this reader shall renew it.
+        due: whether a row's valid payload is about to expire, and this reader shall renew it.
     """
 
     fingerprint: bytes
@@ -156,7 +156,7 @@ def looked_up(
         answer = reading.hit(payload)
     if answer is None:
         return (yield from missed(entry, reading, new_id=new_id, corrupt=True))
-    if reading.due is None or not reading.due(payload):
+    if answer.source is Source.ABSENT or reading.due is None or not reading.due(payload):
         return answer
     return (yield from renew(entry, reading, answer, new_id=new_id))
 
