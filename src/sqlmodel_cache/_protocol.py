@@ -220,7 +220,7 @@ def _lease(
         if patience_ms <= 0 or found.left_ms > left_ms:
             return found.lease
         left_ms = found.left_ms
-        pause_ms = min(pause_ms, left_ms, patience_ms)
+        pause_ms = max(1, min(pause_ms, left_ms, patience_ms))
         yield from perform(Wait(pause_ms))
         patience_ms, pause_ms = patience_ms - pause_ms, 2 * pause_ms
         found = yield from perform(Lease(entry, reading.fingerprint, new_id(), elect_ms=wait_ms))
