@@ -57,7 +57,7 @@ class Queries:
         text = None if key is None else key.text(values)
         lane = None
         if entity is not None and text is not None:
-            lane = reader.admission.lane(session, entity, {"execution_options": options})
+            lane = reader.admission.lane(session, entity, _call(options))
         if lane is None or key is None or text is None:
             if entity is not None:
                 reader.bypassed(1)
@@ -75,6 +75,11 @@ def mapper_of(class_: Any) -> Mapper[Any]:
     if not isinstance(mapper, Mapper):
         raise ConfigurationError("entity", class_, "give a mapped class")
     return mapper
+
+
+def _call(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a get with execution options: none, if possible, as most gets have none."""
+    return {"execution_options": options} if options else {}
 
 
 class _Many:
@@ -97,7 +102,7 @@ class _Many:
         opened = [place for place in range(len(self._idents)) if not self._is_held(place)]
         lane = None
         if entity is not None and opened:
-            lane = self._reader.admission.lane(self._session, entity, {"execution_options": self._options})
+            lane = self._reader.admission.lane(self._session, entity, _call(self._options))
             opened = [place for place in opened if not self._is_held(place)]  # it may have been flushed
         asked = {} if lane is None else self._asked(lane, opened)
         others = [place for place in opened if place not in asked]
@@ -116,8 +121,7 @@ class _Many:
         return True
 
     def _get(self, place: int) -> None:
-        options: dict[str, Any] = {"execution_options": self._options} if self._options else {}
-        self._found[place] = self._session.get(self._mapper.class_, self._idents[place], **options)
+        self._found[place] = self._session.get(self._mapper.class_, self._idents[place], **_call(self._options))
 
     def _asked(self, lane: Lane, places: Sequence[int]) -> dict[int, tuple[str, Entry]]:
         """Return the text of the primary key, and the keys in the cache, of those that may be asked for there."""
@@ -261,6 +265,7 @@ class _ByKey:
         self._values = values
         self._select = select
         self._entry = lane.entry(text)
+        self._reading = reader.reading(lane)
         self._identity: _sqlalchemy.IdentityKey | None = None  # of the row that the hint names
 
     def row(self) -> Any:
@@ -284,7 +289,7 @@ class _ByKey:
         if held is not None and not _sqlalchemy.is_current(held, self._lane.entity.mapper):
             return None  # a SELECT would refresh it
         self._identity = named[0]
-        return lookup.entry, self._reader.reading(self._lane)
+        return lookup.entry, self._reading
 
     def _matches(self, found: Found) -> bool:
         return self._key.matches(found[1], self._values)
@@ -308,5 +313,5 @@ class _ByKey:
         if not self._reader.admission.may_be_told(self._session, lane, [named[1]])[0]:
             return Located(Loaded(row, None), None, None)
         took = time.perf_counter() - began
-        loaded = self._reader.loaded(lane, self._reader.reading(lane), row, payload.get("row"), took)
+        loaded = self._reader.loaded(lane, self._reading, row, payload.get("row"), took)
         return Located(loaded, lane.entry(named[1]), self._key.hint(named[0][1]))

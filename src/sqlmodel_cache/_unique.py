@@ -96,7 +96,7 @@ def _make(entity: Entity, names: tuple[str, ...]) -> UniqueKey:
         if prop is None:
             raise ConfigurationError(argument, names, f"{name!r} is not a column attribute")
         columns.append(prop.columns[0])
-    if not any(_is_unique(table, {column.name for column in columns}) for table in _tables(mapper)):
+    if not any(_is_unique(table, set(columns)) for table in _tables(mapper)):
         raise ConfigurationError(
             argument, names, "no unique constraint or index of the table has exactly these columns; declare one there"
         )
@@ -118,11 +118,11 @@ def _tables(mapper: Mapper[Any]) -> list[Table]:
     return [table for table in mapper.tables if isinstance(table, Table)]
 
 
-def _is_unique(table: Table, names: set[str]) -> bool:
+def _is_unique(table: Table, columns: set[Any]) -> bool:
     """Return whether a table has no two rows with equal values in these columns; a partial index says less."""
     for item in (*table.constraints, *table.indexes):
         if isinstance(item, UniqueConstraint) or (isinstance(item, Index) and item.unique and not _is_partial(item)):
-            if {column.name for column in item.columns} == names and len(item.columns) == len(names):
+            if set(item.columns) == columns:
                 return True
     return False
 
