@@ -288,7 +288,7 @@ class _ByKey:
         if named is None or lookup is None:
             return None
         held = self._session.identity_map.get(named[0])
-        if held is not None and not _sqlalchemy.is_current(held, self._lane.entity.mapper):
+        if held is not None and not _sqlalchemy.is_complete(held, self._lane.entity.mapper):
             return None  # a SELECT would refresh it
         self._identity = named[0]
         return lookup.entry, self._reading

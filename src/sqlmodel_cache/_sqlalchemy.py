@@ -99,6 +99,11 @@ def is_current(instance: object, mapper: Mapper[Any]) -> bool:
     return mapper.inherits is None and isinstance(instance, mapper.class_) and not instance_state(instance).expired
 
 
+def is_complete(instance: object, mapper: Mapper[Any]) -> bool:
+    """Return whether a SELECT of the class would leave an instance of the identity map as it is."""
+    return is_current(instance, mapper) and not instance_state(instance).expired_attributes
+
+
 def autoflush(session: Session) -> None:
     """Flush as a SELECT would: if autoflush is on, and with its wording in errors."""
     session._autoflush()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Index, Table, UniqueConstraint
+from sqlalchemy import Column, Index, Table, UniqueConstraint
 from sqlalchemy.orm import Mapper
 
 from . import _keys
@@ -131,6 +131,6 @@ def _proofs(table: Table, columns: set[Any]) -> Iterator[UniqueConstraint | Inde
 
 
 def _is_partial(index: Index) -> bool:
-    if len(index.expressions) != len(index.columns):
-        return True  # an expression, such as lower(email)
+    if not all(isinstance(expression, Column) for expression in index.expressions):
+        return True  # lower(email) is not unique where email is, nor the other way round
     return any(name.endswith("where") and value is not None for name, value in index.dialect_kwargs.items())
