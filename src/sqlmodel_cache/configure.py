@@ -259,7 +259,7 @@ class SQLModelCache:
 
     @classmethod
     def get_by(
-        cls, session: Session, entity: type[T], *, execution_options: Mapping[str, Any] | None = None, **key: Any
+        cls, session: Session, entity: type[T], /, *, execution_options: Mapping[str, Any] | None = None, **key: Any
     ) -> T | None:
         """Return the row with these values of a unique key, or None: `get_by(session, Hero, email="a@b.c")`.
 
@@ -282,11 +282,17 @@ class SQLModelCache:
 
     @classmethod
     async def aget_by(
-        cls, session: AsyncSession, entity: type[T], *, execution_options: Mapping[str, Any] | None = None, **key: Any
+        cls,
+        session: AsyncSession,
+        entity: type[T],
+        /,
+        *,
+        execution_options: Mapping[str, Any] | None = None,
+        **key: Any,
     ) -> T | None:
         """`get_by`, for an `AsyncSession`."""
         return await _sqlalchemy.in_new_greenlet(
-            cls.get_by, session.sync_session, entity, execution_options=execution_options, **key
+            functools.partial(cls.get_by, session.sync_session, entity, execution_options=execution_options, **key)
         )
 
     @classmethod
