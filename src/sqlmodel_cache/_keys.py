@@ -66,6 +66,11 @@ def table_keys(prefix: str, namespace: str, table: str) -> tuple[str, ...]:
     return tuple(f"{prefix}:{{{namespace}/{table}:{shard}}}" for shard in range(SHARDS))
 
 
+def table_of(row: str) -> str:
+    """Return the key of the table's shard of a row's key."""
+    return row[: row.index("}") + 1]
+
+
 def slot_tag(key: str) -> str:
     """Return the part of a key that decides its slot."""
     return key[key.index("{") + 1 : key.index("}")]

@@ -86,7 +86,6 @@ class Writer:
             self._name(connection, state)
         keys = self._naming.keys(state.writes)
         if keys:
-            self._driver.pay_debts()
             self._commit_fenced(keys, send)
         else:
             send()

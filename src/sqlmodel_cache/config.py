@@ -65,10 +65,14 @@ class CacheConfig:
             1.0 is the usual eagerness; more is earlier. None leaves rows to expire.
         unique: keys that `SQLModelCache.get_by` may look up, each a tuple of attribute names whose columns have a
             unique constraint or index.
+        many_to_one: True also answers lazy loads of the model by its primary key, as of `hero.team`, under the same
+            rules and with the same guarantee as a `get`: a load that begins after a `commit()` has returned never
+            gives the row as it was before that commit. Loads of an object that a statement with loader options has
+            loaded go to the database. `relationship(info={"cache": True})`, or False, decides for one relationship.
 
     Raises:
-        ConfigurationError: a ttl that is not a positive duration, an `enabled` that is not a bool, a `refresh_ahead`
-            that is not a positive number, a `unique` that is not made of tuples of names.
+        ConfigurationError: a ttl that is not a positive duration, an `enabled` or `many_to_one` that is not a bool, a
+            `refresh_ahead` that is not a positive number, a `unique` that is not made of tuples of names.
     """
 
     enabled: bool = True
@@ -76,16 +80,18 @@ class CacheConfig:
     missing_ttl: Duration | None = None
     refresh_ahead: float | None = None
     unique: Sequence[tuple[str, ...]] = ()
+    many_to_one: bool = False
 
     def __post_init__(self) -> None:
         beta = self.refresh_ahead
         if beta is not None and not (isinstance(beta, int | float) and 0 < beta < math.inf and beta is not True):
             raise ConfigurationError("CacheConfig(refresh_ahead)", beta, "give a number above zero: 1.0 is usual")
-        if isinstance(self.unique, str) or not all(_is_names(key) for key in self.unique):
+        if not isinstance(self.unique, list | tuple) or not all(_is_names(key) for key in self.unique):
             raise ConfigurationError(
                 "CacheConfig(unique)", self.unique, 'give a list of tuples of attribute names: [("email",)]'
             )
         flag("CacheConfig(enabled)", self.enabled)
+        flag("CacheConfig(many_to_one)", self.many_to_one)
         if self.ttl is not None:
             milliseconds("CacheConfig(ttl)", self.ttl)
         if self.missing_ttl is not None:

@@ -408,5 +408,5 @@ def test_settle_sends_a_fence_that_nobody_ends(delivered: bool) -> None:
     debts = Debts([KEYS])
     plan = Driver(protocol.settle(KEYS, debts, fence_ttl_ms=FENCE_TTL_MS, new_id=Ids()))
     plan.asks(begin(1), None if delivered else LOST)
-    plan.ends(None)
+    plan.ends(delivered)
     assert debts.owed == ([] if delivered else [KEYS])
