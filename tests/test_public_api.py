@@ -23,6 +23,7 @@ PUBLIC = {
         "CodecError",
         "ConfigurationError",
         "Explanation",
+        "FollowerError",
         "InvalidationError",
         "MemoryTransport",
         "RedisAsyncTransport",
@@ -115,6 +116,8 @@ SIGNATURES = {
     "ainvalidate_all": {"bind": None},
     "close": {"timeout": 1},
     "aclose": {"timeout": 1},
+    "follow": {"database": inspect.Parameter.empty, "setup": False, "options": inspect.Parameter.empty},
+    "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
     "explain": {"model": inspect.Parameter.empty},
 }
 
@@ -124,8 +127,9 @@ def test_sqlmodelcache_methods_have_their_signatures(method: str) -> None:
     """Parameters, their order and their defaults; all but the first ones by name only."""
     parameters = inspect.signature(getattr(SQLModelCache, method)).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
-    by_position = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
-    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "key"}
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    by_position = [name for name, parameter in parameters.items() if parameter.kind not in kinds]
+    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "database"}
 
 
 def test_readme_lists_every_argument_of_configure() -> None:

@@ -47,14 +47,15 @@ _ARGUMENTS = frozenset(
     {"options", "populate_existing", "with_for_update", "identity_token", "execution_options", "bind_arguments"}
 )
 
-# An AsyncSession gives all of them, always.
-_UNASKED: dict[str, Any] = {
+# What an AsyncSession gives when nothing was asked of it, on SQLAlchemy 2.0 and on 2.1.
+_ASYNC: dict[str, Any] = {
     "options": None,
     "populate_existing": False,
     "with_for_update": None,
     "identity_token": None,
     "execution_options": {},
 }
+_UNASKED = (_ASYNC, {**_ASYNC, "populate_existing": None})
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -159,7 +160,7 @@ class Admission:
         The session is flushed, and begun, as a SELECT would do it; no connection is opened.
         """
         usual: _Usual | None = entity.memo.get(_USUAL)
-        if usual is None or (options and options != _UNASKED) or self._driver.debts.any:
+        if usual is None or (options and options not in _UNASKED) or self._driver.debts.any:
             return self._find(session, entity, options)
         if not usual.fits(session, entity) or _sqlalchemy.merging.get():
             return self._find(session, entity, options)

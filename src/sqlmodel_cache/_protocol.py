@@ -115,7 +115,7 @@ class Reading(Generic[Decoded]):
         absent_ttl_ms: of a stored "no such row"; 0 where absence is not cached.
         wait_ms: how long it waits for another reader that is about to load the same row; 0 never.
         fresh: tells, before the SELECT is sent, whether its snapshot will not be older than a row's lease (I7).
-        due: whether a valid payload is about to expire, and this reader shall renew it.
+        due: whether a row's valid payload is about to expire, and this reader shall renew it.
     """
 
     fingerprint: bytes
@@ -156,7 +156,7 @@ def looked_up(
         answer = reading.hit(payload)
     if answer is None:
         return (yield from missed(entry, reading, new_id=new_id, corrupt=True))
-    if reading.due is None or not reading.due(payload):
+    if answer.source is Source.ABSENT or reading.due is None or not reading.due(payload):
         return answer
     return (yield from renew(entry, reading, answer, new_id=new_id))
 
@@ -208,19 +208,23 @@ def missed(
 def _lease(
     entry: Entry, reading: Reading[Any], wait_ms: int, new_id: NewId, corrupt: bool
 ) -> Plan[Hit | Granted | Fenced]:
-    """Return the reply to a lease, after another process had its time to fill if it was elected to."""
+    """Return the reply to a lease, after another process had its time to fill if it was elected to.
+
+    It waits for one election: when another follows, the first has been given up, and there may be nothing to fill.
+    """
     lease = Lease(entry, reading.fingerprint, new_id(), replace=corrupt, elect_ms=wait_ms)
     found: LeaseReply = yield from perform(lease)
-    if not isinstance(found, Filling):
-        return found
-    left_ms, pause_ms = min(found.left_ms, wait_ms), FIRST_POLL_MS
-    while left_ms > 0:
-        yield from perform(Wait(min(pause_ms, left_ms)))
-        left_ms, pause_ms = left_ms - pause_ms, 2 * pause_ms
-        payload = yield from perform(Lookup(entry, reading.fingerprint))
-        if payload is not None:
-            return Hit(payload)
-    return found.lease
+    patience_ms = left_ms = wait_ms
+    pause_ms = FIRST_POLL_MS
+    while isinstance(found, Filling):
+        if patience_ms <= 0 or found.left_ms > left_ms:
+            return found.lease
+        left_ms = found.left_ms
+        pause_ms = max(1, min(pause_ms, left_ms, patience_ms))
+        yield from perform(Wait(pause_ms))
+        patience_ms, pause_ms = patience_ms - pause_ms, 2 * pause_ms
+        found = yield from perform(Lease(entry, reading.fingerprint, new_id(), elect_ms=wait_ms))
+    return found
 
 
 def _load_and_fill(

@@ -183,7 +183,8 @@ class Reader:
             rows.decode,
             ttl_ms=_jittered(lane.ttl_ms),
             absent_ttl_ms=_jittered(lane.entity.missing_ttl_ms or 0),
-            wait_ms=self._wait_ms,
+            # 1 A: snapshot, lease  2 W: begin, COMMIT, end  3 R begins, joins A  4 A: SELECT: the old row, against I8
+            wait_ms=self._wait_ms if lane.snapshot == ALWAYS else 0,
             fresh=partial(self._fresh, lane),
             due=None if renewal is None else partial(_renewal.due, beta=renewal),
         )

@@ -155,7 +155,7 @@ def find(finding: Finding[Place, Decoded], *, new_id: NewId) -> Plan[Answer[Deco
         if answer is not None:
             return answer
         yield from search.lease()
-        plan = search.load_andfilling()
+        plan = search.load_and_fill()
     return (yield from plan)
 
 
@@ -168,6 +168,7 @@ class _Search(Generic[Place, Decoded]):
         self.hinted = False
         self.row: tuple[Entry, Reading[Decoded]] | None = None  # where the hint says that the row is
         self.corrupt = False
+        self.lost = False  # a lease was not answered
         self.leases: dict[Entry, Granted] = {}
 
     def look_up(self) -> Plan[Answer[Decoded, Any] | None]:
@@ -202,22 +203,31 @@ class _Search(Generic[Place, Decoded]):
         self.leases = {
             lease.entry: reply for lease, reply in zip(wanted, replies, strict=True) if isinstance(reply, Granted)
         }
+        self.lost = any(isinstance(reply, TransportError) for reply in replies)
 
-    def load_andfilling(self) -> Plan[Answer[Decoded, Any]]:
+    def load_and_fill(self) -> Plan[Answer[Decoded, Any]]:
         located: Located[Any] = yield from perform(Locate(encode=bool(self.leases)))
         fills = [
             filling(entry, reading, self.leases[entry], payload)
             for entry, reading, payload in self._new(located)
             if entry in self.leases and reading.fresh(entry, self.leases[entry])
         ]
-        if not fills:
-            return Answer(Source.UNCACHED if self.leases else Source.FENCED, None, located.loaded.row, self.corrupt)
-        try:
-            replies = yield from perform(Together(tuple(fills)))
-        except TransportError:
-            return Answer(Source.UNREACHABLE, None, located.loaded.row, self.corrupt)
-        source = Source.FILLED if True in replies else Source.REFUSED
-        return Answer(source, None, located.loaded.row, self.corrupt)
+        replies: tuple[bool | TransportError, ...] = ()
+        if fills:
+            try:
+                replies = yield from perform(Together(tuple(fills)))
+            except TransportError as error:
+                replies = (error,)
+        return Answer(self._source(replies), None, located.loaded.row, self.corrupt)
+
+    def _source(self, filled: tuple[bool | TransportError, ...]) -> Source:
+        if True in filled:
+            return Source.FILLED
+        if self.lost or any(isinstance(reply, TransportError) for reply in filled):
+            return Source.UNREACHABLE
+        if filled:
+            return Source.REFUSED
+        return Source.UNCACHED if self.leases else Source.FENCED
 
     def _new(self, located: Located[Any]) -> Iterator[tuple[Entry, Reading[Any], bytes]]:
         if located.hint is not None:
@@ -227,4 +237,4 @@ class _Search(Generic[Place, Decoded]):
 
     def unreachable(self) -> Plan[Answer[Decoded, Any]]:
         located: Located[Any] = yield from perform(Locate(encode=False))
-        return Answer(Source.UNREACHABLE, None, located.loaded.row)
+        return Answer(Source.UNREACHABLE, None, located.loaded.row, self.corrupt)

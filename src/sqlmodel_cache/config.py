@@ -86,7 +86,7 @@ class CacheConfig:
         beta = self.refresh_ahead
         if beta is not None and not (isinstance(beta, int | float) and 0 < beta < math.inf and beta is not True):
             raise ConfigurationError("CacheConfig(refresh_ahead)", beta, "give a number above zero: 1.0 is usual")
-        if isinstance(self.unique, str) or not all(_is_names(key) for key in self.unique):
+        if not isinstance(self.unique, list | tuple) or not all(_is_names(key) for key in self.unique):
             raise ConfigurationError(
                 "CacheConfig(unique)", self.unique, 'give a list of tuples of attribute names: [("email",)]'
             )

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
@@ -30,11 +30,15 @@ from .transport import (
 from .transport.redis import from_url
 
 if TYPE_CHECKING:
+    from sqlalchemy import URL
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+    from .follow import Follower, FollowerOptions
 
 T = TypeVar("T")
 
 Bind: TypeAlias = "Session | Connection | Engine | AsyncBind"
+AnyDatabase: TypeAlias = "Engine | AsyncEngine | URL | str"
 AsyncBind: TypeAlias = "AsyncSession | AsyncConnection | AsyncEngine"
 
 
@@ -185,6 +189,36 @@ class SQLModelCache:
         await _sqlalchemy.in_new_greenlet(cls.invalidate_all, bind=bind)
 
     @classmethod
+    async def follow(cls, database: AnyDatabase, *, setup: bool = False, **options: Unpack[FollowerOptions]) -> None:
+        """Invalidate what other programs change in a database, until the task that awaits this is cancelled.
+
+        Several processes may follow one database: one of them does, another takes over when it ends. The work is done
+        in a thread of its own. Needs the extra `follow`.
+
+        Args:
+            database: an engine or a URL: PostgreSQL with `wal_level = logical`, or what `outbox` serves.
+            setup: first make what is missing in the database, as `sqlmodel-cache follow --setup` does.
+            options: see `sqlmodel_cache.follow.FollowerOptions`.
+
+        Raises:
+            ConfigurationError: nothing is configured, or an argument is wrong.
+            FollowerError: the database cannot be followed as it is; the error says what to do.
+        """
+        follower = await asyncio.to_thread(cls.follower, database, **options)
+        if setup:
+            await asyncio.to_thread(follower.source.setup)
+        await follower.arun()
+
+    @classmethod
+    def follower(cls, database: AnyDatabase, **options: Unpack[FollowerOptions]) -> Follower:
+        """Return what `follow` runs, for a thread: its `run()` blocks until its `stop()` is called."""
+        if cls._cache is None:
+            raise ConfigurationError("follow", database, "call SQLModelCache.configure() first")
+        from .follow import follower
+
+        return follower(cls._cache, database, **options)
+
+    @classmethod
     def get_many(
         cls,
         session: Session,
@@ -225,7 +259,7 @@ class SQLModelCache:
 
     @classmethod
     def get_by(
-        cls, session: Session, entity: type[T], *, execution_options: Mapping[str, Any] | None = None, **key: Any
+        cls, session: Session, entity: type[T], /, *, execution_options: Mapping[str, Any] | None = None, **key: Any
     ) -> T | None:
         """Return the row with these values of a unique key, or None: `get_by(session, Hero, email="a@b.c")`.
 
@@ -248,11 +282,17 @@ class SQLModelCache:
 
     @classmethod
     async def aget_by(
-        cls, session: AsyncSession, entity: type[T], *, execution_options: Mapping[str, Any] | None = None, **key: Any
+        cls,
+        session: AsyncSession,
+        entity: type[T],
+        /,
+        *,
+        execution_options: Mapping[str, Any] | None = None,
+        **key: Any,
     ) -> T | None:
         """`get_by`, for an `AsyncSession`."""
         return await _sqlalchemy.in_new_greenlet(
-            cls.get_by, session.sync_session, entity, execution_options=execution_options, **key
+            functools.partial(cls.get_by, session.sync_session, entity, execution_options=execution_options, **key)
         )
 
     @classmethod

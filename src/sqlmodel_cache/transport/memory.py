@@ -86,7 +86,7 @@ class MemoryTransport:
         _forget_after_fork(self)
 
     def _fork_safe_state(self) -> None:
-        self._lock = threading.Lock()  # guards everything below
+        self._lock = threading.Lock()  # guards everything below; a look-up alone goes without
         self._rows: OrderedDict[str, _Fence | _Value] = OrderedDict()  # least recently used first
         self._tables: dict[str, _Fence] = {}
         self._count = 0
@@ -134,18 +134,22 @@ class MemoryTransport:
         return len(self.keys())
 
     def _lookup(self, effect: Lookup) -> bytes | None:
+        # Without the lock, as if it were an MGET that is not atomic: the row is read before its table, and either order
+        # is safe. A fence that comes in between is of a commit that has not returned.
         row, table = effect.entry
-        with self._lock:
-            held = self._rows.get(row)
-            if type(held) is not _Value:
-                return None
-            fence = self._tables.get(table)
-            if fence is None or fence.version != held.table_version or fence.pending:
-                return None
-            if held.expires <= self._clock() * 1000:
-                return None
+        held = self._rows.get(row)
+        if type(held) is not _Value:
+            return None
+        fence = self._tables.get(table)
+        if fence is None or fence.version != held.table_version or fence.pending:
+            return None
+        if held.expires <= self._clock() * 1000:
+            return None
+        try:
             self._rows.move_to_end(row)
-            return held.payloads.get(effect.fingerprint)
+        except KeyError:  # evicted just now
+            return None
+        return held.payloads.get(effect.fingerprint)
 
     def _tried(self, effect: Effect[Any]) -> Any:
         try:
