@@ -11,7 +11,9 @@ import griffe
 class TrailingComments(griffe.Extension):
     """For the dataclasses whose fields are explained beside them: `Stats`, `Explanation`."""
 
-    def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **kwargs: Any) -> None:
+    def on_attribute_instance(
+        self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **kwargs: Any
+    ) -> None:
         """Give an attribute of a class its comment."""
         if attr.docstring is not None or not isinstance(attr.parent, griffe.Class) or attr.endlineno is None:
             return
