@@ -25,6 +25,7 @@ PUBLIC = {
         "Explanation",
         "InvalidationError",
         "MemoryTransport",
+        "NearCache",
         "RedisAsyncTransport",
         "RedisSyncTransport",
         "SQLModelCache",
@@ -81,6 +82,7 @@ SIGNATURES = {
         "on_unreachable": "serve",
         "snapshot_reads": "requested",
         "fill_wait": 0.25,
+        "near_cache": None,
     },
     "get_many": {
         "session": inspect.Parameter.empty,

@@ -12,6 +12,8 @@ from typing import Any
 
 from . import _protocol, _sqlalchemy
 from ._debts import Debts
+from ._effects import Lookup
+from ._near import Near
 from ._plan import Effect, Plan, run
 from .errors import ConfigurationError
 from .transport import AsyncTransport, SyncTransport
@@ -23,10 +25,15 @@ def new_id() -> bytes:
 
 
 class Driver:
-    """The transports of one configuration, and what could not be delivered to them."""
+    """The transports of one configuration, what stands in front of them, and what could not be delivered to them."""
 
     def __init__(
-        self, sync_transport: SyncTransport | None, async_transport: AsyncTransport | None, *, fence_ttl_ms: int
+        self,
+        sync_transport: SyncTransport | None,
+        async_transport: AsyncTransport | None,
+        *,
+        fence_ttl_ms: int,
+        near: Near | None = None,
     ) -> None:
         self.sync_transport = sync_transport
         self.async_transport = async_transport
@@ -35,6 +42,8 @@ class Driver:
         self.execute: Callable[[Effect[Any]], Any] = self._execute
         if sync_transport is not None and not sync_transport.blocking:  # it serves every kind of session
             self.execute = sync_transport.execute
+        if near is not None:
+            self.execute = _with_near(near, self.execute)
 
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""
@@ -68,6 +77,23 @@ class Driver:
             self.sync_transport.close()
         if self.async_transport is not None and _sqlalchemy.in_greenlet():
             _sqlalchemy.wait_for(self.async_transport.aclose())
+
+
+def _with_near(near: Near, execute: Callable[[Effect[Any]], Any]) -> Callable[[Effect[Any]], Any]:
+    """Return what executes effects with a near cache in front."""
+
+    def execute_near(effect: Effect[Any]) -> Any:
+        if type(effect) is Lookup:  # the one that every hit pays for
+            if not effect.near:
+                return execute(effect)
+            payload = near.find(effect)
+            if payload is not None:
+                return payload
+        elif type(effect) not in near.kinds:
+            return execute(effect)
+        return run(near.plan(effect), execute)
+
+    return execute_near
 
 
 def _missing(argument: str, given: object, session: str) -> ConfigurationError:
