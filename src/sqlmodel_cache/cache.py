@@ -32,13 +32,14 @@ class Cache:
         self.counters = Counters()
         self.entities = Entities()
         self.statements = Statements(self.entities)
-        near, self._tracking = None, None
+        self.near: Near | None = None
+        self._tracking: Tracking | None = None
         if settings.near_cache is not None:
-            near = Near(settings.near_cache.max_rows, settings.near_cache.max_age_ms / 1000)
+            self.near = near = Near(settings.near_cache.max_rows, settings.near_cache.max_age_ms / 1000)
             client = _client(settings.near_cache, sync_transport, async_transport)
             self._tracking = Tracking(client, _keys.prefix(settings.key_prefix), near, late=LATE)
             near.connect = self._tracking.start
-        self.driver = Driver(sync_transport, async_transport, fence_ttl_ms=settings.fence_ttl_ms, near=near)
+        self.driver = Driver(sync_transport, async_transport, fence_ttl_ms=settings.fence_ttl_ms, near=self.near)
         self.naming = naming = Naming(settings)
         self.reader = Reader(settings, self.driver, self.entities, naming, self.counters)
         self.queries = Queries(self.reader)
