@@ -20,7 +20,7 @@ from sqlmodel_cache import CacheConfig
 class Product(SQLModel, table=True):
     """Eight columns, as people have them."""
 
-    __cache_config__ = CacheConfig(ttl=3600)
+    __cache_config__ = CacheConfig(ttl=3600, near=True)
     id: int | None = Field(default=None, primary_key=True)
     name: str
     sku: str

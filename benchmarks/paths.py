@@ -19,7 +19,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from benchmarks.measure import Case
 from benchmarks.model import Product, Untouched, attach, fill, payload, same
-from sqlmodel_cache import MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SQLModelCache
+from sqlmodel_cache import MemoryTransport, NearCache, RedisAsyncTransport, RedisSyncTransport, SQLModelCache
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,33 @@ def in_process(world: World) -> Iterator[Path]:
         },
         "SQLite",
         8.0,
+    )
+    SQLModelCache.reset()
+
+
+def near(world: World) -> Iterator[Path]:
+    """A hit in this process's near cache, in front of Redis."""
+    engine, client = world.memory_engine(), world.client()
+    store = {("product", 1): payload(1)}
+
+    def by_hand(count: int) -> None:
+        for _ in range(count):
+            with Session(engine) as session:
+                attach(session, 1, store["product", 1])
+
+    transport = RedisSyncTransport(client)
+
+    def warm() -> None:
+        SQLModelCache.configure(transport, near_cache=NearCache())
+        run = get_one(engine)
+        while not SQLModelCache.stats().near_hits:
+            run(1)
+
+    yield Path(
+        "near hit",
+        "look-up, decode, attach by hand",
+        2.5,
+        {"floor": Case(by_hand, SQLModelCache.reset), "measured": Case(get_one(engine), warm)},
     )
     SQLModelCache.reset()
 
@@ -229,4 +256,4 @@ def untouched(world: World) -> Iterator[Path]:
         SQLModelCache.reset()
 
 
-PATHS: list[Callable[[World], Iterator[Path]]] = [in_process, redis_sync, redis_async, untouched]
+PATHS: list[Callable[[World], Iterator[Path]]] = [in_process, near, redis_sync, redis_async, untouched]

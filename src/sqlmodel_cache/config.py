@@ -142,7 +142,7 @@ class NearCache:
     a second. Rows are kept as payloads and decoded at each hit, so that no two sessions ever share a value.
 
     Args:
-        max_rows: how many rows are kept. Each takes about 400 bytes besides its payload and its key.
+        max_rows: how many rows are kept. Each takes about 260 bytes besides its payload and its key.
         max_age: seconds after which a row is looked up in Redis again.
 
     Raises:

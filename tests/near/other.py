@@ -29,14 +29,10 @@ def fork(engine: Engine) -> None:
     child = os.fork()
     if child == 0:
         os.close(writing)
-        problems = [] if len(near()) == 0 else ["it has its parent's rows"]
-        problems += [] if threading.active_count() == 1 else ["it has its parent's threads"]
-        warm(engine)
-        print("warm", flush=True)
-        os.read(reading, 1)  # until the parent has committed
-        until(lambda: get_star(engine).size == 77)
-        SQLModelCache.reset()
-        print(", ".join(problems) or "as it should be", flush=True)
+        try:
+            be_forked(engine, reading)
+        except BaseException as why:
+            print(repr(why), flush=True)
         os._exit(0)
     os.close(reading)
     sys.stdin.readline()  # until the child is warm
@@ -44,6 +40,18 @@ def fork(engine: Engine) -> None:
     assert get_star(engine).size == 77
     os.write(writing, b"!")
     os.waitpid(child, 0)
+
+
+def be_forked(engine: Engine, reading: int) -> None:
+    """Do the child's part."""
+    problems = [] if len(near()) == 0 else ["it has its parent's rows"]
+    problems += [] if threading.active_count() == 1 else ["it has its parent's threads"]
+    warm(engine)
+    print("warm", flush=True)
+    os.read(reading, 1)  # until the parent has committed
+    until(lambda: get_star(engine).size == 77)
+    SQLModelCache.reset()
+    print(", ".join(problems) or "as it should be", flush=True)
 
 
 def main() -> None:

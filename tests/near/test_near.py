@@ -126,6 +126,7 @@ def test_other_processes_see_a_commit_within_50_ms(engine: Engine, redis_url: st
             began = time.monotonic()
             while get_star(engine).size != size:
                 began = time.monotonic()
+                assert began - returned < 20
             delays.append(began - returned)
     delays.sort()
     print(f"\nmedian {delays[50] * 1000:.2f} ms, 99th percentile {delays[98] * 1000:.2f} ms, most {delays[-1]:.4f} s")
@@ -196,6 +197,7 @@ def test_silent_redis_is_not_relied_on(engine: Engine, server: RedisServer) -> N
         stopped = time.monotonic()
         until(lambda: not near_hits(engine))
         assert time.monotonic() - stopped < LATE + 1.0  # the get that was not near has waited for Redis
+        until(lambda: len(near()) == 0)  # and the connection is given up
     finally:
         os.kill(server.process.pid, signal.SIGCONT)
     warm(engine)
