@@ -45,7 +45,8 @@ class RedisServer:
 
     def start(self) -> None:
         """Start the process and wait until it answers."""
-        command = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *self._options]
+        command = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command += ["--dbfilename", f"sqlmodel-cache-{self.port}.rdb", *self._options]  # nobody else's is loaded
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tempfile.gettempdir())
         with redis.Redis(port=self.port) as client:
             for _ in range(2000):

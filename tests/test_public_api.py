@@ -26,6 +26,7 @@ PUBLIC = {
         "FollowerError",
         "InvalidationError",
         "MemoryTransport",
+        "NearCache",
         "RedisAsyncTransport",
         "RedisSyncTransport",
         "SQLModelCache",
@@ -82,6 +83,7 @@ SIGNATURES = {
         "on_unreachable": "serve",
         "snapshot_reads": "requested",
         "fill_wait": 0.25,
+        "near_cache": None,
     },
     "get_many": {
         "session": inspect.Parameter.empty,

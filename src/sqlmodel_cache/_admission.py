@@ -97,7 +97,7 @@ class Lane:
         if found is None:
             if len(self._lookups) >= MAX_LOOKUPS:
                 self._lookups.clear()
-            found = self._lookups[pk] = Lookup(self.entry(pk), self.rows.fingerprint)
+            found = self._lookups[pk] = Lookup(self.entry(pk), self.rows.fingerprint, self.entity.near)
         return found
 
     def entry(self, pk: str) -> Entry:

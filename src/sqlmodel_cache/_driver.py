@@ -15,6 +15,7 @@ from typing import Any
 from . import _protocol, _sqlalchemy
 from ._debts import Debts
 from ._effects import Entry, Keys, Lookup
+from ._near import Near
 from ._plan import Effect, Plan, run
 from ._recovery import Breaker, Keeper
 from .errors import ConfigurationError, TransportError
@@ -30,7 +31,7 @@ def new_id() -> bytes:
 
 
 class Driver:
-    """The transports of one configuration, and what could not be delivered to them.
+    """The transports of one configuration, what stands in front of them, and what could not be delivered to them.
 
     Attributes:
         execute: returns the cache's reply to an effect, waiting in the way that fits the caller. Raises
@@ -46,6 +47,7 @@ class Driver:
         *,
         fence_ttl_ms: int,
         longest_ttl_ms: Callable[[], int] = lambda: 0,
+        near: Near | None = None,
     ) -> None:
         self.sync_transport = sync_transport
         self.async_transport = async_transport
@@ -60,6 +62,10 @@ class Driver:
         self.execute: Callable[[Effect[Any]], Any] = self._execute
         if sync_transport is not None and not sync_transport.blocking:  # it serves every kind of session, and answers
             self.execute = sync_transport.execute
+        self._alone: Callable[[Effect[Any]], Any] = self._perform_alone
+        if near is not None:
+            self.execute = _with_near(near, self.execute)
+            self._alone = _with_near(near, self._perform_alone)
 
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""
@@ -100,7 +106,7 @@ class Driver:
 
     def _deliver(self, keys: Keys) -> None:
         plan = _protocol.settle(keys, self.debts, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id)
-        if not run(plan, self._perform_alone):
+        if not run(plan, self._alone):
             raise TransportError("what is owed to the cache could not be delivered")
 
     def settle(self, patience: float) -> bool:
@@ -121,6 +127,23 @@ async def _once(transport: AsyncTransport, effect: Effect[Any]) -> Any:
         return await transport.aexecute(effect)
     finally:
         await transport.aclose()
+
+
+def _with_near(near: Near, execute: Callable[[Effect[Any]], Any]) -> Callable[[Effect[Any]], Any]:
+    """Return what executes effects with a near cache in front."""
+
+    def execute_near(effect: Effect[Any]) -> Any:
+        if type(effect) is Lookup:  # the one that every hit pays for
+            if not effect.near:
+                return execute(effect)
+            payload = near.find(effect)
+            if payload is not None:
+                return payload
+        elif type(effect) not in near.kinds:
+            return execute(effect)
+        return run(near.plan(effect), execute)
+
+    return execute_near
 
 
 def _missing(argument: str, given: object, session: str) -> ConfigurationError:

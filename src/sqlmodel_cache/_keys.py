@@ -34,6 +34,11 @@ def escape(text: str) -> str:
     return text.translate(_UNSAFE)
 
 
+def prefix(text: str) -> str:
+    """Return what every key begins with under a `key_prefix`."""
+    return f"{escape(text)}:{{"
+
+
 def pk_text(pk: Sequence[object]) -> str:
     """Return the readable, unique text of a primary key whose parts have types in `PK_TYPES`."""
     if len(pk) == 1:

@@ -64,6 +64,7 @@ from ._effects import (
     Load,
     Loaded,
     Lookup,
+    NearPayload,
     Outcome,
     Resign,
     Wait,
@@ -96,12 +97,13 @@ class Source(Enum):
 
 @dataclass(slots=True)
 class Answer(Generic[Decoded, Row]):
-    """A read's result: `decoded` from a hit, otherwise `row` from the database."""
+    """A read's result: `decoded` from a hit, a `near` one or not; otherwise `row` from the database."""
 
     source: Source
     decoded: Decoded | None
     row: Row | None
     corrupt: bool = False
+    near: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class Reading(Generic[Decoded]):
         wait_ms: how long it waits for another reader that is about to load the same row; 0 never.
         fresh: tells, before the SELECT is sent, whether its snapshot will not be older than a row's lease (I7).
         due: whether a row's valid payload is about to expire, and this reader shall renew it.
+        near: whether its first look-up may be answered by this process's near cache.
     """
 
     fingerprint: bytes
@@ -125,12 +128,13 @@ class Reading(Generic[Decoded]):
     wait_ms: int = 0
     fresh: Callable[[Entry, Granted], bool] = lambda entry, lease: True
     due: Callable[[bytes], bool] | None = None
+    near: bool = False
 
     def hit(self, payload: bytes) -> Answer[Decoded, Any]:
         """Return the answer that a payload is. Raises `CodecError`."""
         if payload == ABSENT and self.absent_ttl_ms:
-            return Answer(Source.ABSENT, None, None)
-        return Answer(Source.HIT, self.decode(payload), None)
+            return Answer(Source.ABSENT, None, None, near=type(payload) is NearPayload)
+        return Answer(Source.HIT, self.decode(payload), None, near=type(payload) is NearPayload)
 
 
 def read(entry: Entry, reading: Reading[Decoded], *, new_id: NewId) -> Plan[Answer[Decoded, Any]]:
@@ -140,7 +144,7 @@ def read(entry: Entry, reading: Reading[Decoded], *, new_id: NewId) -> Plan[Answ
     """
     plan = unreachable()  # it runs outside of the except clause: what the database raises has nothing to do with that
     with suppress(TransportError):
-        payload = yield from perform(Lookup(entry, reading.fingerprint))
+        payload = yield from perform(Lookup(entry, reading.fingerprint, reading.near))
         plan = looked_up(entry, reading, payload, new_id=new_id)
     return (yield from plan)
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
 from ._driver import Driver, new_id
-from ._effects import ABSENT, Entry, Granted, Load, Loaded
+from ._effects import ABSENT, Entry, Granted, Load, Loaded, NearPayload
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -109,6 +109,8 @@ class Reader:
             pass  # of a payload that is no row, the plan makes more
         if found is not None:
             self._counts["hits"] += 1
+            if type(payload) is NearPayload:
+                self._counts["near_hits"] += 1
             return found[0].make.attach(session, key, found[1], path)
         request = Request(session, lane, key, pk, self.reading(lane), path)
         plan = _protocol.unreachable()
@@ -187,11 +189,13 @@ class Reader:
             wait_ms=self._wait_ms if lane.snapshot == ALWAYS else 0,
             fresh=partial(self._fresh, lane),
             due=None if renewal is None else partial(_renewal.due, beta=renewal),
+            near=lane.entity.near,
         )
 
     def hint(self, lane: Lane, key: UniqueKey) -> Reading[tuple[Any, ...]]:
         """Return how hints from a unique key are wanted."""
-        return Reading(key.fingerprint, key.pk, ttl_ms=_jittered(lane.ttl_ms), fresh=partial(self._fresh, lane))
+        fresh = partial(self._fresh, lane)
+        return Reading(key.fingerprint, key.pk, ttl_ms=_jittered(lane.ttl_ms), fresh=fresh, near=lane.entity.near)
 
     def _fresh(self, lane: Lane, entry: Entry, lease: Granted) -> bool:
         return lane.snapshot == ALWAYS or self._versions.since(entry.row, lease) < lane.snapshot
@@ -247,6 +251,8 @@ class Reader:
             add("corrupt")
         if answer.source in (Source.HIT, Source.ABSENT):
             add("hits")
+            if answer.near:
+                add("near_hits")
         else:
             add("misses")
             add(_COUNTER[answer.source])

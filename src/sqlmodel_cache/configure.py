@@ -15,7 +15,7 @@ from . import _sqlalchemy
 from ._entities import Entities
 from ._queries import Queries
 from .cache import Cache
-from .config import Duration, Namespace, Settings, milliseconds
+from .config import Duration, Namespace, NearCache, Settings, milliseconds
 from .errors import ConfigurationError
 from .explanation import Explanation, explain
 from .metrics import Stats
@@ -63,6 +63,7 @@ class SQLModelCache:
         on_unreachable: Literal["serve", "refuse"] = "serve",
         snapshot_reads: Literal["requested", "database"] = "requested",
         fill_wait: Duration | None = 0.25,
+        near_cache: NearCache | None = None,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -85,6 +86,8 @@ class SQLModelCache:
                 "database" does so, once a transaction has begun, where that is merely the database's default, too.
             fill_wait: seconds for which a get that misses waits for another one, here or in another process, that is
                 about to store the same row; then it reads the database itself. None never waits.
+            near_cache: keeps rows of the models with `CacheConfig(near=True)` in this process's memory, in front of
+                Redis, under the guarantee of `NearCache`.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
@@ -102,6 +105,7 @@ class SQLModelCache:
             on_unreachable=on_unreachable,
             snapshot_reads=snapshot_reads,
             fill_wait=fill_wait,
+            near_cache=near_cache,
         )
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()

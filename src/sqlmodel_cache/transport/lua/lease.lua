@@ -14,7 +14,8 @@ if not version then
 elseif dropped or election then
   put(KEYS[2], version, pending, pending == '' and FOREVER_MS or FENCE_MS)
 elseif pending == '' then
-  redis.call('PEXPIRE', KEYS[2], FOREVER_MS)
+  -- Not at every lease: whoever tracks the key would be told each time that the table has changed.
+  if redis.call('PTTL', KEYS[2]) < FOREVER_MS / 2 then redis.call('PEXPIRE', KEYS[2], FOREVER_MS) end
 end
 if pending ~= '' then return {'fenced'} end
 
