@@ -83,7 +83,7 @@ def write_outside(engine: Engine, value: str) -> None:
 
 @TWO_ENGINES
 def test_hot_row_never_expires(engine: Engine, clock: Clock, rate: Callable[[], str | None], sql: Log) -> None:
-    """Read every second for three TTLs, by readers who draw the same: it is renewed before its time, and always a hit."""
+    """Read every second for three TTLs, with equal draws: it is renewed before its time, and always a hit."""
     insert(engine)
     rate()
     clock.draw = 0.75
