@@ -214,16 +214,18 @@ def _lease(
 ) -> Plan[Hit | Granted | Fenced]:
     """Return the reply to a lease, after another process had its time to fill if it was elected to.
 
-    It waits for one election: when another follows, the first has been given up, and there may be nothing to fill.
+    It waits for one election: when another follows, the first has been given up, and there may be nothing to fill. Nor
+    does it wait for a fill that would not be valid, because the whole table was written meanwhile.
     """
     lease = Lease(entry, reading.fingerprint, new_id(), replace=corrupt, elect_ms=wait_ms)
     found: LeaseReply = yield from perform(lease)
     patience_ms = left_ms = wait_ms
     pause_ms = FIRST_POLL_MS
+    under: Granted | None = None
     while isinstance(found, Filling):
-        if patience_ms <= 0 or found.left_ms > left_ms:
+        if patience_ms <= 0 or found.left_ms > left_ms or found.lease != (under or found.lease):
             return found.lease
-        left_ms = found.left_ms
+        left_ms, under = found.left_ms, found.lease
         pause_ms = max(1, min(pause_ms, left_ms, patience_ms))
         yield from perform(Wait(pause_ms))
         patience_ms, pause_ms = patience_ms - pause_ms, 2 * pause_ms
