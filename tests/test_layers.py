@@ -39,7 +39,8 @@ LAYERS: dict[str, set[str]] = {
     "transport._batches": {"_plan", "errors"},
     "transport.redis": {"_effects", "_plan", "config", "errors", "transport._batches", "transport._commands"},
     "transport": {"_plan", "transport.memory", "transport.redis"},
-    "_driver": {"_debts", "_plan", "_protocol", "_sqlalchemy", "errors", "transport"},
+    "_sealing": {"_effects", "_plan", "errors"},
+    "_driver": {"_debts", "_plan", "_protocol", "_sealing", "_sqlalchemy", "errors", "transport"},
     "_namespace": {"_effects", "_keys", "_sqlalchemy", "_writeset", "config", "errors"},
     "_flights": {"_effects", "_plan", "_sqlalchemy"},
     "_unique": {"_keys", "_shapes", "config", "errors"},
@@ -104,6 +105,7 @@ LAYERS: dict[str, set[str]] = {
         "_namespace",
         "_queries",
         "_reading",
+        "_sealing",
         "_statements",
         "_writing",
         "config",
@@ -129,7 +131,7 @@ LAYERS: dict[str, set[str]] = {
 }
 
 # Which of the library's dependencies a module may import; the others none.
-DEPENDENCIES = {"msgspec", "pydantic", "redis", "sqlalchemy", "sqlmodel"}
+DEPENDENCIES = {"cryptography", "msgspec", "pydantic", "redis", "sqlalchemy", "sqlmodel"}
 THIRD_PARTY: dict[str, set[str]] = {
     "_sqlalchemy": {"sqlalchemy"},
     "_namespace": {"sqlalchemy"},
@@ -146,6 +148,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_statements": {"sqlalchemy"},
     "transport._commands": {"redis"},
     "transport.redis": {"redis"},
+    "_sealing": {"cryptography"},
     "_unique": {"msgspec", "sqlalchemy"},
     "_admission": {"sqlalchemy"},
     "_reading": {"sqlalchemy"},
@@ -204,9 +207,7 @@ def test_layers_are_kept(name: str) -> None:
 def test_third_parties_stay_where_they_are(name: str) -> None:
     """The protocol knows neither SQLAlchemy nor Redis, the transports no SQLAlchemy, the rest no Redis."""
     found = {module.partition(".")[0] for module, _ in imports(name) if not module.startswith(".")}
-    ours = {
-        module for module in found if module in {"asyncpg", "msgspec", "pydantic", "redis", "sqlalchemy", "sqlmodel"}
-    }
+    ours = {module for module in found if module in {*DEPENDENCIES, "asyncpg"}}
     assert ours == THIRD_PARTY.get(name, set())
 
 

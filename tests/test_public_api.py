@@ -81,6 +81,8 @@ SIGNATURES = {
         "on_unreachable": "serve",
         "snapshot_reads": "requested",
         "fill_wait": 0.25,
+        "max_payload_bytes": 1_048_576,
+        "encryption_key": None,
     },
     "get_many": {
         "session": inspect.Parameter.empty,

@@ -13,6 +13,7 @@ from typing import Any
 from . import _protocol, _sqlalchemy
 from ._debts import Debts
 from ._plan import Effect, Plan, run
+from ._sealing import Gate
 from .errors import ConfigurationError
 from .transport import AsyncTransport, SyncTransport
 
@@ -26,15 +27,22 @@ class Driver:
     """The transports of one configuration, and what could not be delivered to them."""
 
     def __init__(
-        self, sync_transport: SyncTransport | None, async_transport: AsyncTransport | None, *, fence_ttl_ms: int
+        self,
+        sync_transport: SyncTransport | None,
+        async_transport: AsyncTransport | None,
+        gate: Gate,
+        *,
+        fence_ttl_ms: int,
     ) -> None:
         self.sync_transport = sync_transport
         self.async_transport = async_transport
         self.debts = Debts()
+        self._gate = gate
         self._fence_ttl_ms = fence_ttl_ms
         self.execute: Callable[[Effect[Any]], Any] = self._execute
-        if sync_transport is not None and not sync_transport.blocking:  # it serves every kind of session
-            self.execute = sync_transport.execute
+        self._serves_all = sync_transport is not None and not sync_transport.blocking
+        if sync_transport is not None and self._serves_all and not gate.seals:
+            self.execute = sync_transport.execute  # what is in this process is no larger than what was let in
 
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""
@@ -47,13 +55,16 @@ class Driver:
             TransportError: the cache did not answer.
             ConfigurationError: no transport serves this kind of session.
         """
-        if _sqlalchemy.in_greenlet():
+        put = self._gate.put(effect)
+        if not self._serves_all and _sqlalchemy.in_greenlet():
             if self.async_transport is None:
                 raise _missing("async_transport", self.sync_transport, "an AsyncSession")
-            return _sqlalchemy.wait_for(self.async_transport.aexecute(effect))
-        if self.sync_transport is None:
+            reply = _sqlalchemy.wait_for(self.async_transport.aexecute(put))
+        elif self.sync_transport is None:
             raise _missing("transport", self.async_transport, "a Session")
-        return self.sync_transport.execute(effect)
+        else:
+            reply = self.sync_transport.execute(put)
+        return self._gate.take(effect, reply)
 
     def pay_debts(self) -> None:
         """Deliver what is owed, if anything is and it is time to try again."""

@@ -56,6 +56,7 @@ class Reader:
     ) -> None:
         self._enabled = settings.enabled
         self._wait_ms = settings.fill_wait_ms
+        self._max_bytes = settings.max_payload_bytes
         self.driver = driver
         self._entities = entities
         self._counters = counters
@@ -182,7 +183,10 @@ class Reader:
             if class_ in entity.refused:
                 return
             try:
-                take(rows.encode(class_, attributes, expired))
+                payload = rows.encode(class_, attributes, expired)
+                if len(payload) + _renewal.STAMP > self._max_bytes:
+                    raise CodecError(f"its {len(payload)} bytes are more than max_payload_bytes={self._max_bytes}")
+                take(payload)
             except CodecError as why:
                 self._warn(entity, pk, why)
 

@@ -11,6 +11,7 @@ from ._entities import Entities
 from ._namespace import Naming
 from ._queries import Queries
 from ._reading import Reader
+from ._sealing import Gate
 from ._statements import Statements
 from ._writing import Writer
 from .config import Settings
@@ -28,7 +29,8 @@ class Cache:
         self.counters = Counters()
         self.entities = Entities()
         self.statements = Statements(self.entities)
-        self.driver = Driver(sync_transport, async_transport, fence_ttl_ms=settings.fence_ttl_ms)
+        gate = Gate(settings.max_payload_bytes, settings.encryption_keys)
+        self.driver = Driver(sync_transport, async_transport, gate, fence_ttl_ms=settings.fence_ttl_ms)
         self.naming = naming = Naming(settings)
         self.reader = Reader(settings, self.driver, self.entities, naming, self.counters)
         self.queries = Queries(self.reader)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +16,9 @@ Duration: TypeAlias = int | float | timedelta
 """Seconds as a number, or a `timedelta`."""
 
 Namespace: TypeAlias = str | Callable[[Any], str]
+
+Key: TypeAlias = bytes | str
+"""16, 24 or 32 bytes, or their base64 text."""
 
 CONFIG_ATTRIBUTE = "__cache_config__"
 
@@ -47,6 +52,38 @@ def flag(argument: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ConfigurationError(argument, value, "give True or False")
     return value
+
+
+def keys_of(value: Key | Sequence[Key] | None) -> tuple[bytes, ...]:
+    """Return the keys of an `encryption_key` as bytes.
+
+    Raises:
+        ConfigurationError: one is not a key. The error does not contain it.
+    """
+    if value is None:
+        return ()
+    given = [value] if isinstance(value, bytes | str) or not isinstance(value, Sequence) else list(value)
+    keys = tuple(_key(each) for each in given)
+    if not keys or len(set(keys)) < len(keys):
+        raise ConfigurationError("encryption_key", f"{len(keys)} keys", "give at least one key, and each of them once")
+    return keys
+
+
+def _key(value: object) -> bytes:
+    key = b""
+    if isinstance(value, bytes):
+        key = value
+    elif isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            key = base64.b64decode(value.strip().translate({ord("-"): "+", ord("_"): "/"}), validate=True)
+    if len(key) not in (16, 24, 32):
+        raise ConfigurationError(
+            "encryption_key",
+            f"a {type(value).__name__}",  # and nothing else of it
+            "give 16, 24 or 32 random bytes, or their base64 text: "
+            "base64.b64encode(secrets.token_bytes(32)).decode() makes one",
+        )
+    return key
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +171,8 @@ class Settings:
     on_unreachable: Literal["serve", "refuse"] = "serve"
     snapshot_reads: Literal["requested", "database"] = "requested"
     fill_wait: Duration | None = 0.25
+    max_payload_bytes: int = 1_048_576
+    encryption_key: Key | Sequence[Key] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -153,6 +192,9 @@ class Settings:
             milliseconds("fill_wait", self.fill_wait)
         if self.snapshot_reads not in ("requested", "database"):
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
+        if type(self.max_payload_bytes) is not int or self.max_payload_bytes < 1:
+            raise ConfigurationError("max_payload_bytes", self.max_payload_bytes, "give a positive int")
+        keys_of(self.encryption_key)
 
     @property
     def default_ttl_ms(self) -> int:
@@ -168,3 +210,8 @@ class Settings:
     def fence_ttl_ms(self) -> int:
         """The deadline of a fence in milliseconds."""
         return milliseconds("fence_ttl", self.fence_ttl)
+
+    @property
+    def encryption_keys(self) -> tuple[bytes, ...]:
+        """The keys of payloads, the one that encrypts first; none where they are stored as they are."""
+        return keys_of(self.encryption_key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from sqlalchemy.engine import Connection, Engine
@@ -14,7 +14,7 @@ from . import _sqlalchemy
 from ._entities import Entities
 from ._queries import Queries
 from .cache import Cache
-from .config import Duration, Namespace, Settings
+from .config import Duration, Key, Namespace, Settings
 from .errors import ConfigurationError
 from .explanation import Explanation, explain
 from .metrics import Stats
@@ -58,6 +58,8 @@ class SQLModelCache:
         on_unreachable: Literal["serve", "refuse"] = "serve",
         snapshot_reads: Literal["requested", "database"] = "requested",
         fill_wait: Duration | None = 0.25,
+        max_payload_bytes: int = 1_048_576,
+        encryption_key: Key | Sequence[Key] | None = None,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -80,6 +82,9 @@ class SQLModelCache:
                 "database" does so, once a transaction has begun, where that is merely the database's default, too.
             fill_wait: seconds for which a get that misses waits for another one, here or in another process, that is
                 about to store the same row; then it reads the database itself. None never waits.
+            max_payload_bytes: of a stored row. A larger one is not stored, and what is found larger is not decoded.
+            encryption_key: 16, 24 or 32 bytes, or their base64 text: what is stored is encrypted and authenticated by
+                AES-GCM. Of several keys the first encrypts, and all decrypt. Needs the extra `[encryption]`.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
@@ -97,6 +102,8 @@ class SQLModelCache:
             on_unreachable=on_unreachable,
             snapshot_reads=snapshot_reads,
             fill_wait=fill_wait,
+            max_payload_bytes=max_payload_bytes,
+            encryption_key=encryption_key,
         )
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()

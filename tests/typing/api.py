@@ -87,6 +87,8 @@ def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis)
         fence_ttl=30,
         on_unreachable="refuse",
         snapshot_reads="database",
+        max_payload_bytes=100_000,
+        encryption_key=[b"0" * 32, "base64 text"],
     )
     SQLModelCache.configure(namespace="one")
     SQLModelCache.configure(namespace=lambda session: "tenant")
