@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
@@ -102,10 +102,13 @@ class CacheConfig:
             1.0 is the usual eagerness; more is earlier. None leaves rows to expire.
         unique: keys that `SQLModelCache.get_by` may look up, each a tuple of attribute names whose columns have a
             unique constraint or index.
+        exclude: attributes that are never stored. A hit leaves them as an expired attribute is left: the first access
+            loads all of them by one SELECT. What a class excludes is excluded in its subclasses, too.
 
     Raises:
         ConfigurationError: a ttl that is not a positive duration, an `enabled` that is not a bool, a `refresh_ahead`
-            that is not a positive number, a `unique` that is not made of tuples of names.
+            that is not a positive number, a `unique` that is not made of tuples of names, an `exclude` that is not
+            made of names.
     """
 
     enabled: bool = True
@@ -113,6 +116,7 @@ class CacheConfig:
     missing_ttl: Duration | None = None
     refresh_ahead: float | None = None
     unique: Sequence[tuple[str, ...]] = ()
+    exclude: Collection[str] = frozenset()
 
     def __post_init__(self) -> None:
         beta = self.refresh_ahead
@@ -121,6 +125,10 @@ class CacheConfig:
         if isinstance(self.unique, str) or not all(_is_names(key) for key in self.unique):
             raise ConfigurationError(
                 "CacheConfig(unique)", self.unique, 'give a list of tuples of attribute names: [("email",)]'
+            )
+        if isinstance(self.exclude, str) or not all(isinstance(name, str) and name for name in self.exclude):
+            raise ConfigurationError(
+                "CacheConfig(exclude)", self.exclude, 'give a set of attribute names: {"password_hash"}'
             )
         flag("CacheConfig(enabled)", self.enabled)
         if self.ttl is not None:

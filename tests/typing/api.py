@@ -108,6 +108,7 @@ def models_declare(ttl: Duration) -> None:
     assert_type(CacheConfig(enabled=False), CacheConfig)
     assert_type(CacheConfig(ttl=600), CacheConfig)
     assert_type(CacheConfig(ttl=0.5), CacheConfig)
+    assert_type(CacheConfig(exclude={"name"}), CacheConfig)
     assert_type(CacheConfig(ttl=ttl), CacheConfig)
     assert_type(CacheConfig(ttl=timedelta(minutes=10)).ttl, int | float | timedelta | None)
 
