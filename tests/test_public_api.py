@@ -83,6 +83,7 @@ SIGNATURES = {
         "fill_wait": 0.25,
         "max_payload_bytes": 1_048_576,
         "encryption_key": None,
+        "hash_keys": False,
     },
     "get_many": {
         "session": inspect.Parameter.empty,

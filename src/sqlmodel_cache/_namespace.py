@@ -162,6 +162,10 @@ class Naming:
         self.databases = Databases()
         self._prefix = _keys.escape(settings.key_prefix)
         self._configured = settings.namespace
+        self._secrets = settings.hash_secrets
+        self._shows = settings.hash_keys is not True  # whether a key may have the primary key's own text
+        self.hides = settings.hash_keys is True
+        self.may_read = settings.hash_keys != "rollout"
 
     def namespace(self, session: Session | None, bind: Engine | Connection) -> str:
         """Return the configured namespace, or the database's name, which is asked if it is not yet known.
@@ -224,13 +228,26 @@ class Naming:
         """Return the keys of a table, by shard."""
         return _keys.table_keys(self._prefix, ref.namespace, ref.table)
 
-    def entry(self, ref: TableRef, pk: str) -> Entry:
-        """Return the keys of a row."""
-        return _keys.entry(self._prefix, ref.namespace, ref.table, pk)
+    def hidden(self, ref: TableRef, pk: str) -> str:
+        """Return what stands for a primary key in the keys that this process reads."""
+        return _hidden(ref, pk, self._secrets[0])
+
+    def entries(self, ref: TableRef, pk: str) -> list[Entry]:
+        """Return the keys of a row, by each name under which a process of this cache may have stored it.
+
+        1 R, which hashes: a fill   2 W, which does not: BEGIN, COMMIT, END of another key   3 R: a hit, the old row
+        So who reads by a name must know that all who write fence it: `hash_keys="rollout"` reads by none, and keys
+        are given to all before they are used.
+        """
+        names = [pk] if self._shows else []
+        names += [_hidden(ref, pk, secret) for secret in self._secrets]
+        return [_keys.entry(self._prefix, ref.namespace, ref.table, name) for name in names]
 
     def keys(self, writes: WriteSet) -> Keys:
         """Return the keys that a commit of these writes must fence."""
-        rows = tuple(self.entry(ref, pk).row for ref, pks in writes.rows.items() for pk in sorted(pks))
+        rows = tuple(
+            entry.row for ref, pks in writes.rows.items() for pk in sorted(pks) for entry in self.entries(ref, pk)
+        )
         tables = tuple(key for ref in sorted(writes.tables) for key in self.table_keys(ref))
         return Keys(rows, tables)
 
@@ -242,6 +259,10 @@ def held_connection(session: Session | None, bind: Engine | Connection) -> Engin
             if connection.engine.pool is bind.pool:
                 return connection
     return bind
+
+
+def _hidden(ref: TableRef, pk: str, secret: bytes) -> str:
+    return _keys.hidden(f"{ref.namespace}/{ref.table}:{pk}", secret)
 
 
 _PROCESS = uuid.uuid4().hex

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
+from . import _keys
 from .errors import ConfigurationError
 
 Duration: TypeAlias = int | float | timedelta
@@ -181,6 +182,7 @@ class Settings:
     fill_wait: Duration | None = 0.25
     max_payload_bytes: int = 1_048_576
     encryption_key: Key | Sequence[Key] | None = field(default=None, repr=False)
+    hash_keys: bool | Literal["rollout"] = False
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -203,6 +205,8 @@ class Settings:
         if type(self.max_payload_bytes) is not int or self.max_payload_bytes < 1:
             raise ConfigurationError("max_payload_bytes", self.max_payload_bytes, "give a positive int")
         keys_of(self.encryption_key)
+        if self.hash_keys != "rollout" and not isinstance(self.hash_keys, bool):
+            raise ConfigurationError("hash_keys", self.hash_keys, 'give True or False, and "rollout" between the two')
 
     @property
     def default_ttl_ms(self) -> int:
@@ -223,3 +227,11 @@ class Settings:
     def encryption_keys(self) -> tuple[bytes, ...]:
         """The keys of payloads, the one that encrypts first; none where they are stored as they are."""
         return keys_of(self.encryption_key)
+
+    @property
+    def hash_secrets(self) -> tuple[bytes, ...]:
+        """What primary keys may be hashed with, in this process or in another, the one that it reads by first."""
+        secrets = tuple(_keys.hash_secret(key) for key in self.encryption_keys)
+        if self.hash_keys == "rollout":
+            return (*secrets, b"")
+        return (secrets or (b"",)) if self.hash_keys else ()

@@ -60,6 +60,7 @@ class SQLModelCache:
         fill_wait: Duration | None = 0.25,
         max_payload_bytes: int = 1_048_576,
         encryption_key: Key | Sequence[Key] | None = None,
+        hash_keys: bool | Literal["rollout"] = False,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -85,6 +86,9 @@ class SQLModelCache:
             max_payload_bytes: of a stored row. A larger one is not stored, and what is found larger is not decoded.
             encryption_key: 16, 24 or 32 bytes, or their base64 text: what is stored is encrypted and authenticated by
                 AES-GCM. Of several keys the first encrypts, and all decrypt. Needs the extra `[encryption]`.
+            hash_keys: True puts a hash in the place of the primary key in keys, with a secret if there is an encryption
+                key. All processes must agree: "rollout" reads the database and invalidates by every name that
+                others may use; deploy it everywhere before True, and before False again.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
@@ -104,6 +108,7 @@ class SQLModelCache:
             fill_wait=fill_wait,
             max_payload_bytes=max_payload_bytes,
             encryption_key=encryption_key,
+            hash_keys=hash_keys,
         )
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()

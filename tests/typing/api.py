@@ -90,6 +90,8 @@ def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis)
         max_payload_bytes=100_000,
         encryption_key=[b"0" * 32, "base64 text"],
     )
+    SQLModelCache.configure(hash_keys=True)
+    SQLModelCache.configure(hash_keys="rollout")
     SQLModelCache.configure(namespace="one")
     SQLModelCache.configure(namespace=lambda session: "tenant")
 
