@@ -97,6 +97,7 @@ LAYERS: dict[str, set[str]] = {
         "_statements",
         "_writeset",
         "config",
+        "errors",
         "metrics",
     },
     "cache": {

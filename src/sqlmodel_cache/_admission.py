@@ -278,7 +278,12 @@ class Admission:
             if server.in_recovery or (lane.trusted and not server.snapshot_per_statement):
                 return [False] * len(pks)
         # A session may choose another database for each statement. One of its connections is the one that was asked.
-        if not any(self._naming.namespace(session, connection) == lane.ref.namespace for connection in connections):
+        # And the callable that names tenants may have another answer by now, or none.
+        try:
+            is_theirs = any(self._naming.namespace(session, held) == lane.ref.namespace for held in connections)
+        except LookupError:
+            is_theirs = False
+        if not is_theirs:
             return [False] * len(pks)
         return [not any(state.covers(lane.ref, pk) for state in states) for pk in pks]
 
