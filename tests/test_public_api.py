@@ -84,6 +84,9 @@ SIGNATURES = {
         "snapshot_reads": "requested",
         "fill_wait": 0.25,
         "near_cache": None,
+        "max_payload_bytes": 1_048_576,
+        "encryption_key": None,
+        "hash_keys": False,
     },
     "get_many": {
         "session": inspect.Parameter.empty,

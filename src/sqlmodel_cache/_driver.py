@@ -18,6 +18,7 @@ from ._effects import Entry, Keys, Lookup
 from ._near import Near
 from ._plan import Effect, Plan, run
 from ._recovery import Breaker, Keeper
+from ._sealing import Gate
 from .errors import ConfigurationError, TransportError
 from .transport import AsyncTransport, SyncTransport
 
@@ -44,6 +45,7 @@ class Driver:
         self,
         sync_transport: SyncTransport | None,
         async_transport: AsyncTransport | None,
+        gate: Gate,
         *,
         fence_ttl_ms: int,
         longest_ttl_ms: Callable[[], int] = lambda: 0,
@@ -51,6 +53,7 @@ class Driver:
     ) -> None:
         self.sync_transport = sync_transport
         self.async_transport = async_transport
+        self._gate = gate
         self.breaker = Breaker()
         self.debts = Debts(longest_ttl_ms=longest_ttl_ms, owing=self._wake)
         self._keeper = Keeper(self.breaker, self.debts, ask=lambda: self._perform_alone(_NOBODY), deliver=self._deliver)
@@ -60,8 +63,9 @@ class Driver:
         ]
         self.read_seconds = max(given, default=math.inf) / 1000
         self.execute: Callable[[Effect[Any]], Any] = self._execute
-        if sync_transport is not None and not sync_transport.blocking:  # it serves every kind of session, and answers
-            self.execute = sync_transport.execute
+        self._serves_all = sync_transport is not None and not sync_transport.blocking
+        if sync_transport is not None and self._serves_all and not gate.seals:
+            self.execute = sync_transport.execute  # what is in this process is no larger than what was let in
         self._alone: Callable[[Effect[Any]], Any] = self._perform_alone
         if near is not None:
             self.execute = _with_near(near, self.execute)
@@ -84,13 +88,16 @@ class Driver:
         return reply
 
     def _perform(self, effect: Effect[Any]) -> Any:
-        if _sqlalchemy.in_greenlet():
+        put = self._gate.put(effect)
+        if not self._serves_all and _sqlalchemy.in_greenlet():
             if self.async_transport is None:
                 raise _missing("async_transport", self.sync_transport, "an AsyncSession")
-            return _sqlalchemy.wait_for(self.async_transport.aexecute(effect))
-        if self.sync_transport is None:
+            reply = _sqlalchemy.wait_for(self.async_transport.aexecute(put))
+        elif self.sync_transport is None:
             raise _missing("transport", self.async_transport, "a Session")
-        return self.sync_transport.execute(effect)
+        else:
+            reply = self.sync_transport.execute(put)
+        return self._gate.take(effect, reply)
 
     # the keeper's side
 

@@ -57,6 +57,8 @@ class Reader:
     ) -> None:
         self._enabled = settings.enabled
         self._wait_ms = settings.fill_wait_ms
+        self._hides = naming.hides
+        self._max_bytes = settings.max_payload_bytes
         self.driver = driver
         self._entities = entities
         self._counters = counters
@@ -207,7 +209,10 @@ class Reader:
             if class_ in entity.refused:
                 return
             try:
-                take(rows.encode(class_, attributes, expired))
+                payload = rows.encode(class_, attributes, expired)
+                if len(payload) + _renewal.STAMP > self._max_bytes:
+                    raise CodecError(f"its {len(payload)} bytes are more than max_payload_bytes={self._max_bytes}")
+                take(payload)
             except CodecError as why:
                 self._warn(entity, pk, why)
 
@@ -243,7 +248,7 @@ class Reader:
         known = self.not_stored.setdefault(class_, {})
         if (why.attribute or "") not in known:
             known[why.attribute or ""] = str(why)
-            log.warning("%s %s is not cached: %s", class_.__qualname__, pk, why)
+            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self._hides else pk, why)
 
     def _count(self, answer: Answer[Found, Any]) -> None:
         add = self._counters.add

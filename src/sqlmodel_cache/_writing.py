@@ -23,6 +23,7 @@ from ._shapes import CachedTable
 from ._statements import Write
 from ._writeset import TableRef, Transaction, WriteSet, share, transaction_of
 from .config import Settings
+from .errors import InvalidationError
 from .metrics import Counters
 
 log = logging.getLogger("sqlmodel_cache")
@@ -82,8 +83,12 @@ class Writer:
 
         Raises what `send` raises, and InvalidationError in `refuse` mode, before COMMIT was sent.
         """
-        with contextlib.suppress(Exception):
+        try:
             self._name(connection, state)
+        except InvalidationError:
+            raise
+        except Exception:  # of a transaction that has failed: it answers no question
+            log.debug("what a commit writes has no name yet")
         keys = self._naming.keys(state.writes)
         if keys:
             self._commit_fenced(keys, send)

@@ -14,6 +14,7 @@ from ._namespace import Naming
 from ._near import LATE, Near
 from ._queries import Queries
 from ._reading import Reader
+from ._sealing import Gate
 from ._statements import Statements
 from ._writing import Writer
 from .config import NearCache, Settings
@@ -44,6 +45,7 @@ class Cache:
         self.driver = Driver(
             sync_transport,
             async_transport,
+            Gate(settings.max_payload_bytes, settings.encryption_keys),
             fence_ttl_ms=settings.fence_ttl_ms,
             longest_ttl_ms=lambda: max(settings.default_ttl_ms, self.entities.longest_ttl_ms()),
             near=self.near,

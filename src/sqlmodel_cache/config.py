@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
+from . import _keys
 from .errors import ConfigurationError
 
 Duration: TypeAlias = int | float | timedelta
 """Seconds as a number, or a `timedelta`."""
 
 Namespace: TypeAlias = str | Callable[[Any], str]
+
+Key: TypeAlias = bytes | str
+"""16, 24 or 32 bytes, or their base64 text."""
 
 CONFIG_ATTRIBUTE = "__cache_config__"
 
@@ -49,6 +55,38 @@ def flag(argument: str, value: object) -> bool:
     return value
 
 
+def keys_of(value: Key | Sequence[Key] | None) -> tuple[bytes, ...]:
+    """Return the keys of an `encryption_key` as bytes.
+
+    Raises:
+        ConfigurationError: one is not a key. The error does not contain it.
+    """
+    if value is None:
+        return ()
+    given = [value] if isinstance(value, bytes | str) or not isinstance(value, Sequence) else list(value)
+    keys = tuple(_key(each) for each in given)
+    if not keys or len(set(keys)) < len(keys):
+        raise ConfigurationError("encryption_key", f"{len(keys)} keys", "give at least one key, and each of them once")
+    return keys
+
+
+def _key(value: object) -> bytes:
+    key = b""
+    if isinstance(value, bytes):
+        key = value
+    elif isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            key = base64.b64decode(value.strip().translate({ord("-"): "+", ord("_"): "/"}), validate=True)
+    if len(key) not in (16, 24, 32):
+        raise ConfigurationError(
+            "encryption_key",
+            f"a {type(value).__name__}",  # and nothing else of it
+            "give 16, 24 or 32 random bytes, or their base64 text: "
+            "base64.b64encode(secrets.token_bytes(32)).decode() makes one",
+        )
+    return key
+
+
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
     """Declares that a model is cached: `__cache_config__ = CacheConfig(ttl=600)` in the class body.
@@ -71,10 +109,13 @@ class CacheConfig:
             loaded go to the database. `relationship(info={"cache": True})`, or False, decides for one relationship.
         near: keeps rows in this process's memory, too, where `configure(near_cache=...)` asks for it, under the
             guarantee of `NearCache`.
+        exclude: attributes that are never stored. A hit leaves them as an expired attribute is left: the first access
+            loads all of them by one SELECT. What a class excludes is excluded in its subclasses, too.
 
     Raises:
         ConfigurationError: a ttl that is not a positive duration, an `enabled`, `many_to_one` or `near` that is not a
-            bool, a `refresh_ahead` that is not a positive number, a `unique` that is not made of tuples of names.
+            bool, a `refresh_ahead` that is not a positive number, a `unique` that is not made of tuples of names, an
+            `exclude` that is not made of names.
     """
 
     enabled: bool = True
@@ -84,6 +125,7 @@ class CacheConfig:
     unique: Sequence[tuple[str, ...]] = ()
     many_to_one: bool = False
     near: bool = False
+    exclude: Collection[str] = frozenset()
 
     def __post_init__(self) -> None:
         beta = self.refresh_ahead
@@ -92,6 +134,10 @@ class CacheConfig:
         if not isinstance(self.unique, list | tuple) or not all(_is_names(key) for key in self.unique):
             raise ConfigurationError(
                 "CacheConfig(unique)", self.unique, 'give a list of tuples of attribute names: [("email",)]'
+            )
+        if isinstance(self.exclude, str) or not all(isinstance(name, str) and name for name in self.exclude):
+            raise ConfigurationError(
+                "CacheConfig(exclude)", self.exclude, 'give a set of attribute names: {"password_hash"}'
             )
         flag("CacheConfig(enabled)", self.enabled)
         flag("CacheConfig(many_to_one)", self.many_to_one)
@@ -186,6 +232,9 @@ class Settings:
     snapshot_reads: Literal["requested", "database"] = "requested"
     fill_wait: Duration | None = 0.25
     near_cache: NearCache | None = None
+    max_payload_bytes: int = 1_048_576
+    encryption_key: Key | Sequence[Key] | None = field(default=None, repr=False)
+    hash_keys: bool | Literal["rollout"] = False
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -207,6 +256,11 @@ class Settings:
             raise ConfigurationError("near_cache", self.near_cache, "give NearCache(max_rows=..., max_age=...) or None")
         if self.snapshot_reads not in ("requested", "database"):
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
+        if type(self.max_payload_bytes) is not int or self.max_payload_bytes < 1:
+            raise ConfigurationError("max_payload_bytes", self.max_payload_bytes, "give a positive int")
+        keys_of(self.encryption_key)
+        if self.hash_keys != "rollout" and not isinstance(self.hash_keys, bool):
+            raise ConfigurationError("hash_keys", self.hash_keys, 'give True or False, and "rollout" between the two')
 
     @property
     def default_ttl_ms(self) -> int:
@@ -222,3 +276,16 @@ class Settings:
     def fence_ttl_ms(self) -> int:
         """The deadline of a fence in milliseconds."""
         return milliseconds("fence_ttl", self.fence_ttl)
+
+    @property
+    def encryption_keys(self) -> tuple[bytes, ...]:
+        """The keys of payloads, the one that encrypts first; none where they are stored as they are."""
+        return keys_of(self.encryption_key)
+
+    @property
+    def hash_secrets(self) -> tuple[bytes, ...]:
+        """What primary keys may be hashed with, in this process or in another, the one that it reads by first."""
+        secrets = tuple(_keys.hash_secret(key) for key in self.encryption_keys)
+        if self.hash_keys == "rollout":
+            return (*secrets, b"")
+        return (secrets or (b"",)) if self.hash_keys else ()

@@ -88,9 +88,13 @@ def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis)
         fence_ttl=30,
         on_unreachable="refuse",
         snapshot_reads="database",
+        max_payload_bytes=100_000,
+        encryption_key=[b"0" * 32, "base64 text"],
     )
     SQLModelCache.configure("redis://localhost:6379", near_cache=NearCache())
     SQLModelCache.configure("redis://localhost:6379", near_cache=NearCache(max_rows=10, max_age=timedelta(seconds=1)))
+    SQLModelCache.configure(hash_keys=True)
+    SQLModelCache.configure(hash_keys="rollout")
     SQLModelCache.configure(namespace="one")
     SQLModelCache.configure(namespace=lambda session: "tenant")
 
@@ -111,6 +115,7 @@ def models_declare(ttl: Duration) -> None:
     assert_type(CacheConfig(ttl=600), CacheConfig)
     assert_type(CacheConfig(many_to_one=True), CacheConfig)
     assert_type(CacheConfig(ttl=0.5), CacheConfig)
+    assert_type(CacheConfig(exclude={"name"}), CacheConfig)
     assert_type(CacheConfig(ttl=ttl), CacheConfig)
     assert_type(CacheConfig(ttl=timedelta(minutes=10)).ttl, int | float | timedelta | None)
 
