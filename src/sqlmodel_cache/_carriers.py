@@ -227,12 +227,21 @@ def _map(value: Any, convert: Convert, nulls: bool) -> Any:
 
 def _range(type_: TypeEngine[Any], dialect: Dialect) -> Carrier:
     zoned = postgresql.TSTZRANGE, postgresql.TSTZMULTIRANGE
-    return as_it_is(dialect) if isinstance(type_, zoned) else replace(ANY, load=_ranged)
+    carrier = as_it_is(dialect) if isinstance(type_, zoned) else ANY
+    return replace(carrier, load=_several if isinstance(type_, postgresql.ranges.AbstractMultiRange) else _one_range)
 
 
-def _ranged(value: Any) -> Any:
-    if not isinstance(value, postgresql.Range | postgresql.ranges.MultiRange):
+def _one_range(value: Any) -> Any:
+    if type(value) is not postgresql.Range:
         raise Unfit("not a range")
+    return value
+
+
+def _several(value: Any) -> Any:
+    if type(value) is not postgresql.ranges.MultiRange:
+        raise Unfit("not a multirange")
+    for item in value:
+        _one_range(item)
     return value
 
 

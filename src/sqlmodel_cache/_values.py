@@ -81,7 +81,7 @@ def load_zoned(wire: tuple[datetime.datetime, str | int | None]) -> datetime.dat
 
 _ZONE = re.compile(r"[A-Za-z0-9_+\-]{1,40}(?:/[A-Za-z0-9_+\-]{1,40}){0,3}")
 
-MAX_MAGNITUDE = 200_000  # digits: more than any database's numbers have, and few enough to write them all out
+MAX_MAGNITUDE = 131_072  # digits: PostgreSQL's numbers have as many, and they can be written out
 
 
 def load_decimal(value: Decimal) -> Decimal:
