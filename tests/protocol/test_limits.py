@@ -27,7 +27,7 @@ SINGLE_FAULTS = {
     "another server goes on, from an old snapshot or as a replica that lags [H9]": Scenario(
         **SOUND, **RESTORES, promise="acdp"
     ),
-    "the same, and END is lost [H9]": Scenario(**SOUND, **RESTORES, lost=1, promise="acdp"),
+    "the same, and END is lost [H9]": Scenario(deadlines="sound", **RESTORES, lost=1, promise="acdp"),
     "the same, for a table [H9]": Scenario(**SOUND, **RESTORES, writers=(writer(TABLE),), promise="acdp"),
     "two servers go on, one after the other": Scenario(**SOUND, evictions=2, restores=True, promise="acdp"),
 }

@@ -1,6 +1,6 @@
 """Which server a connection speaks to, as far as it matters: whether a table's version is one that it has made itself.
 
-    unknown   --a lease's reply names the server-->   known, or "does not tell"   --disconnected, or not a master-->   unknown
+    unknown   --a lease tells its name-->   known, or nameless   --disconnected, or no master any more-->   unknown
 
 A server has another name after every start and every promotion, and no connection outlives a start. So a value that
 was restored, or that a replica kept because it missed an invalidation, is under a name that is not its server's.
