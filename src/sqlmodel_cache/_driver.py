@@ -26,12 +26,18 @@ class Driver:
     """The transports of one configuration, and what could not be delivered to them."""
 
     def __init__(
-        self, sync_transport: SyncTransport | None, async_transport: AsyncTransport | None, *, fence_ttl_ms: int
+        self,
+        sync_transport: SyncTransport | None,
+        async_transport: AsyncTransport | None,
+        *,
+        fence_ttl_ms: int,
+        replicas: int = 0,
     ) -> None:
         self.sync_transport = sync_transport
         self.async_transport = async_transport
         self.debts = Debts()
         self._fence_ttl_ms = fence_ttl_ms
+        self._replicas = replicas
         self.execute: Callable[[Effect[Any]], Any] = self._execute
         if sync_transport is not None and not sync_transport.blocking:  # it serves every kind of session
             self.execute = sync_transport.execute
@@ -60,7 +66,10 @@ class Driver:
         if self.debts:
             keys = self.debts.due()
             if keys is not None:
-                self.run(_protocol.settle(keys, self.debts, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id))
+                plan = _protocol.settle(
+                    keys, self.debts, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id, replicas=self._replicas
+                )
+                self.run(plan)
 
     def close(self) -> None:
         """Close the connections that the transports opened; those of event loops only from within one."""

@@ -291,19 +291,23 @@ class Debts(Protocol):
     def settle(self, keys: Keys, ticket: int) -> None: ...
 
 
-def commit(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId) -> Plan[Outcome]:
-    """Return the outcome of the database's COMMIT, with `keys` fenced around it.
+def commit(
+    keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId, replicas: int = 0
+) -> Plan[Outcome]:
+    """Return the outcome of the database's COMMIT, with `keys` fenced around it, on so many replicas, too.
 
     Raises:
         InvalidationError: in `refuse` mode, when the fence could not be set; COMMIT was not sent.
     """
-    token = yield from begin(keys, debts, refuse=refuse, fence_ttl_ms=fence_ttl_ms, new_id=new_id)
+    token = yield from begin(keys, debts, refuse=refuse, fence_ttl_ms=fence_ttl_ms, new_id=new_id, replicas=replicas)
     outcome = yield from perform(Commit())
-    yield from end(keys, token, outcome, debts, new_id=new_id)
+    yield from end(keys, token, outcome, debts, new_id=new_id, replicas=replicas)
     return outcome
 
 
-def begin(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId) -> Plan[bytes | None]:
+def begin(
+    keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId, replicas: int = 0
+) -> Plan[bytes | None]:
     """Return the token of a fence on `keys`, or None when none could be set: then the keys are owed (I1).
 
     Every attempt has a token of its own: an attempt whose reply was lost may still execute, and lapses.
@@ -312,7 +316,7 @@ def begin(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: 
     for _ in range(BEGIN_ATTEMPTS):
         token = new_id()
         try:
-            yield from perform(Begin(keys, token, fence_ttl_ms))
+            yield from perform(Begin(keys, token, fence_ttl_ms, replicas))
         except TransportError as error:
             cause = error
         else:
@@ -326,11 +330,13 @@ def begin(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: 
     return None
 
 
-def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_id: NewId) -> Plan[None]:
+def end(
+    keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_id: NewId, replicas: int = 0
+) -> Plan[None]:
     """Release the fence, or leave it to its deadline when the COMMIT may still land (I5).
 
     An END that cannot be delivered leaves the keys owed: the fence holds until its deadline, and a cache that lost
-    the fence meanwhile is told again.
+    the fence meanwhile is told again. Replicas that have the fence need not have its END: theirs lapses.
     """
     if outcome is Outcome.UNKNOWN and token is None:
         # 1 A: COMMIT   2 B: UPDATE of the same row, begin fails, owes   3 A: end settles   4 B: COMMIT, connection lost
@@ -340,7 +346,7 @@ def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_
     for _ in range(END_ATTEMPTS if token else 1):  # a cache that did not hear BEGIN will hardly hear END
         ticket = debts.ticket()
         try:
-            yield from perform(End(keys, token or new_id(), new_id()))
+            yield from perform(End(keys, token or new_id(), new_id(), 0 if token else replicas))
         except TransportError:
             continue
         debts.settle(keys, ticket)
@@ -348,7 +354,7 @@ def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_
     debts.owe(keys)
 
 
-def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId) -> Plan[None]:
+def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId, replicas: int = 0) -> Plan[None]:
     """Give every key a new version: values of these keys are gone, and leases that were granted before are dead.
 
     Raises:
@@ -357,7 +363,7 @@ def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId) -> Plan
     cause: TransportError | None = None
     for _ in range(END_ATTEMPTS):
         try:
-            yield from perform(End(keys, new_id(), new_id()))
+            yield from perform(End(keys, new_id(), new_id(), replicas))
         except TransportError as error:
             cause = error
         else:
@@ -367,11 +373,11 @@ def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId) -> Plan
     debts.owe(keys)
 
 
-def settle(keys: Keys, debts: Debts, *, fence_ttl_ms: int, new_id: NewId) -> Plan[None]:
+def settle(keys: Keys, debts: Debts, *, fence_ttl_ms: int, new_id: NewId, replicas: int = 0) -> Plan[None]:
     """Deliver an invalidation that failed before. A fence that nobody ends: a COMMIT of theirs may still land (I5)."""
     ticket = debts.ticket()
     try:
-        yield from perform(Begin(keys, new_id(), fence_ttl_ms))
+        yield from perform(Begin(keys, new_id(), fence_ttl_ms, replicas))
     except TransportError:
         return
     debts.settle(keys, ticket)

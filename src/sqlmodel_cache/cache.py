@@ -29,7 +29,12 @@ class Cache:
         self.counters = Counters()
         self.entities = Entities()
         self.statements = Statements(self.entities)
-        self.driver = Driver(sync_transport, async_transport, fence_ttl_ms=settings.fence_ttl_ms)
+        self.driver = Driver(
+            sync_transport,
+            async_transport,
+            fence_ttl_ms=settings.fence_ttl_ms,
+            replicas=settings.wait_replicas,
+        )
         self.naming = naming = Naming(settings)
         self.reader = Reader(settings, self.driver, self.entities, naming, self.counters)
         self.lazy_loads = LazyLoads(self.entities, self.reader)

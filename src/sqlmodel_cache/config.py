@@ -140,6 +140,7 @@ class Settings:
     on_unreachable: Literal["serve", "refuse"] = "serve"
     snapshot_reads: Literal["requested", "database"] = "requested"
     fill_wait: Duration | None = 0.25
+    wait_replicas: int = 0
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -157,6 +158,8 @@ class Settings:
             raise ConfigurationError("on_unreachable", self.on_unreachable, 'give "serve" or "refuse"')
         if self.fill_wait is not None:
             milliseconds("fill_wait", self.fill_wait)
+        if type(self.wait_replicas) is not int or self.wait_replicas < 0:
+            raise ConfigurationError("wait_replicas", self.wait_replicas, "give the number of replicas, or 0")
         if self.snapshot_reads not in ("requested", "database"):
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
 

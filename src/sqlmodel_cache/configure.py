@@ -58,6 +58,7 @@ class SQLModelCache:
         on_unreachable: Literal["serve", "refuse"] = "serve",
         snapshot_reads: Literal["requested", "database"] = "requested",
         fill_wait: Duration | None = 0.25,
+        wait_replicas: int = 0,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -80,11 +81,16 @@ class SQLModelCache:
                 "database" does so, once a transaction has begun, where that is merely the database's default, too.
             fill_wait: seconds for which a get that misses waits for another one, here or in another process, that is
                 about to store the same row; then it reads the database itself. None never waits.
+            wait_replicas: how many replicas of Redis must have a commit's fence before the database's COMMIT is sent:
+                all that may be promoted. A fence that they do not have in half a second could not be set, and
+                `on_unreachable` decides. docs/operations.md says what it is worth.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
         """
         sync_side, async_side = _both(transport, async_transport)
+        if wait_replicas and isinstance(sync_side, MemoryTransport):
+            raise ConfigurationError("wait_replicas", wait_replicas, "a MemoryTransport has no replicas: give 0")
         given = sync_side if transport is None or isinstance(transport, str) else transport
         settings = Settings(
             transport=async_side if given is None else given,
@@ -97,6 +103,7 @@ class SQLModelCache:
             on_unreachable=on_unreachable,
             snapshot_reads=snapshot_reads,
             fill_wait=fill_wait,
+            wait_replicas=wait_replicas,
         )
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()

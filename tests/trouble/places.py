@@ -1,4 +1,4 @@
-"""Addresses behind which one Redis follows another, and what a program does there: gets, commits, and what is counted."""
+"""Addresses behind which one Redis follows another, and what a program does there: gets, commits, counts."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def rename(engine: Engine, pk: int, name: str) -> None:
 
 def row_key(client: redis.Redis, pk: int) -> str:
     """Return the key of a hero's row in Redis."""
-    [key] = [key for key in client.scan_iter(f"*hero*}}:{pk}")]
+    [key] = client.scan_iter(f"*hero*}}:{pk}")
     return str(key.decode())
 
 

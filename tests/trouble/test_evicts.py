@@ -1,4 +1,4 @@
-"""A Redis that has no room: every policy of `maxmemory`, under a load of gets and commits. Nothing stale, nothing raised."""
+"""A Redis without room: every policy of `maxmemory`, under gets and commits. Nothing stale, nothing raised."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_server_restored_from_before_a_commit(engine: Engine, place: Place, whol
 
 @ONE_DRIVER
 def test_server_that_lost_nothing_is_read_again_all_the_same(engine: Engine, place: Place) -> None:
-    """With an append-only file that is synced at every write, a restart costs misses: nobody can know it was complete."""
+    """With an append-only file that is synced at every write a restart costs misses: it might not be complete."""
     server = place.server("one", "--appendonly", "yes", "--appendfsync", "always")
     place.leads_to("one")
     SQLModelCache.configure(place.transport())
@@ -104,7 +104,7 @@ def test_append_only_file_that_lost_its_end(engine: Engine, place: Place) -> Non
 
 @BOTH_DRIVERS
 def test_promoted_replica_that_missed_a_commit(engine: Engine, place: Place) -> None:
-    """A replica that heard of the value, and not of its invalidation, serves neither it nor anything else from before."""
+    """A replica that heard of the value, and not of its invalidation, serves nothing from before."""
     master, replica = place.server("master"), place.server("replica")
     place.leads_to("master")
     SQLModelCache.configure(place.transport())
@@ -209,7 +209,7 @@ def test_reload_keeps_the_server_and_its_values(engine: Engine, place: Place) ->
 
 @ONE_DRIVER
 def test_first_read_of_a_connection_is_answered_by_its_lease(engine: Engine, place: Place) -> None:
-    """A connection learns its server's name by the first lease on it: its first get takes one more step, and is a hit."""
+    """A connection learns its server's name by its first lease: the first get takes one more step, and is a hit."""
     server = place.server("one")
     place.leads_to("one")
     SQLModelCache.configure(place.transport())

@@ -15,7 +15,7 @@ import redis
 from models import add_hero, get_hero
 from servers import RedisServer
 from sqlalchemy import Engine
-from trouble.places import Place, admin, cached, follow, hits, owes, rename
+from trouble.places import Place, admin, cached, hits, owes, rename
 from waiting import until
 
 from sqlmodel_cache import InvalidationError, RedisSyncTransport, SQLModelCache

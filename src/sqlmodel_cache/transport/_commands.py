@@ -42,13 +42,14 @@ SHARD = 1 + 16  # bytes of a table's key before its version: a letter, and the s
 
 MAX_KEYS = 1_000  # of one MGET: Redis answers nobody else meanwhile
 MAX_COMMANDS = 1_000  # of one pipeline: the client and the server hold all its replies at once
+WAIT_MS = 500  # for replicas; the commit's own time-out may end it earlier
 
 Words: TypeAlias = Sequence[Any]
 """A command as the client sends it."""
 
 
 class Command(NamedTuple):
-    """One Redis command: a script if it has one, otherwise an MGET."""
+    """One Redis command: a script if it has one, otherwise an MGET; a WAIT if it has no keys either."""
 
     script: _Script | None
     keys: Collection[str]
@@ -96,12 +97,23 @@ def _fill(effect: Fill) -> list[Command]:
 
 def _begin(effect: Begin) -> list[Command]:
     slots = _by_slot(effect.keys)
-    return [Command(BEGIN, rows + tables, (effect.id, effect.fence_ttl_ms, len(rows))) for rows, tables in slots]
+    commands = [Command(BEGIN, rows + tables, (effect.id, effect.fence_ttl_ms, len(rows))) for rows, tables in slots]
+    return commands + _wait(commands, effect)
 
 
 def _end(effect: End) -> list[Command]:
     slots = _by_slot(effect.keys)
-    return [Command(END, rows + tables, (effect.token, effect.id, len(rows))) for rows, tables in slots]
+    commands = [Command(END, rows + tables, (effect.token, effect.id, len(rows))) for rows, tables in slots]
+    return commands + _wait(commands, effect)
+
+
+def _wait(commands: list[Command], effect: Begin | End) -> list[Command]:
+    """Return what waits for replicas. It waits for what its own connection has written: so all is one pipeline."""
+    if not effect.replicas:
+        return []
+    if len(commands) >= MAX_COMMANDS:
+        raise TransportError(f"{type(effect).__name__}: {len(commands)} slots are too many to wait for replicas")
+    return [Command(None, (), (effect.replicas, WAIT_MS))]
 
 
 _ENCODERS: dict[type, Callable[[Any], list[Command]]] = {
@@ -123,6 +135,10 @@ def decode(effect: Effect[Any], replies: Sequence[Any]) -> Any:
             return _leased(effect, reply)
         case Fill(), [0 | 1 as stored]:
             return stored == 1
+        case ((Begin() | End()), [*scripts, int(reached)]) if effect.replicas and all(told == 1 for told in scripts):
+            if reached >= effect.replicas:
+                return None
+            raise TransportError(f"{type(effect).__name__}: {reached} of {effect.replicas} replicas have it in time")
         case ((Begin() | End() | Resign()), _) if all(reply == 1 for reply in replies):
             return None
     for reply in replies:
@@ -266,7 +282,7 @@ def words(command: Command, *, whole: bool = False) -> Words:
     script, keys, args = command
     names = [key_bytes(key) for key in keys]
     if script is None:
-        return ("MGET", *names)
+        return ("MGET", *names) if names else ("WAIT", *args)
     if whole:
         return ("EVAL", script.source, len(names), *names, *args)
     return ("EVALSHA", script.sha, len(names), *names, *args)
@@ -286,7 +302,8 @@ def look_up(effect: Lookup) -> Words:
 def repeats(commands: Sequence[Command], replies: Sequence[Any]) -> dict[int, Words]:
     """Return what to send again, by position: the commands whose script the server does not know.
 
-    The first of each script carries its source; those behind it find it loaded.
+    The first of each script carries its source; those behind it find it loaded. A WAIT behind them has not waited for
+    them, and is sent again.
     """
     again: dict[int, Words] = {}
     sent: set[_Script | None] = set()
@@ -295,6 +312,8 @@ def repeats(commands: Sequence[Command], replies: Sequence[Any]) -> dict[int, Wo
             script = commands[at].script
             again[at] = words(commands[at], whole=script not in sent)
             sent.add(script)
+        elif again and not commands[at].keys:
+            again[at] = words(commands[at])
     return again
 
 
