@@ -7,7 +7,7 @@ read ever returns uncommitted data. The argument, its machine-checked counterexa
 A row has two keys in one hash slot, its own R and its table's T (one T per shard of the table):
 
     R   absent | FENCE(version, pending {token: deadline}) | VALUE(version, table version, {fingerprint: payload})
-    T   absent | FENCE(version, pending {token: deadline})
+    T   absent | FENCE(version, pending {token: deadline}, server)
 
     step       R absent        R FENCE, none pending   R FENCE, pending   R VALUE, valid         R VALUE, invalid
     lookup     miss            miss                    miss               hit iff own payload    miss
@@ -16,8 +16,9 @@ A row has two keys in one hash slot, its own R and its table's T (one T per shar
     begin      FENCE+token     new version, +token     new version, +tok  FENCE+token            FENCE+token
     end        FENCE           new version             -token             FENCE                  FENCE
 
-A value keeps the version of the fence that it took the place of, and is valid when its table version is T's version
-and nothing is pending on T. Whoever reads the row in another shape (another release's columns, a subclass) joins it
+A value keeps the version of the fence that it took the place of, and is valid when its table version is T's version,
+T names the server that is asked, and nothing is pending on T. A lease that finds another's name on T writes its own
+there, and a new version; BEGIN and END leave the name. A server's name is new whenever it starts or is promoted. Whoever reads the row in another shape (another release's columns, a subclass) joins it
 with a payload under a fingerprint of its own: "own" means both versions of the lease, so no commit lies between the
 payloads of one value. A lease is refused while anything is pending on T. Versions (96 bits) and tokens (128) are made
 from a client's random id and the server's clock, never reused, not even when a client library sends a command twice.
@@ -30,6 +31,7 @@ I5  A token is removed only by its owner, and only when the outcome of the COMMI
 I6  A row that the reader's own transaction wrote is neither looked up nor filled (the session sees to that).
 I7  A fill's snapshot is not older than its lease (the session sees to that).
 I8  A reader is told of another's load only if that was sent after it began: it joins before, or not at all.
+I9  A value is valid only on the server, and in the run of it, that granted its lease: what comes back is not.
 
 Leases: Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013. Deadlines: Gray and Cheriton, "Leases", SOSP 1989.
 Fences: the soft locks of Hibernate's second-level cache, with an owner for each lock.

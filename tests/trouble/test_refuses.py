@@ -188,6 +188,17 @@ def test_state_in_serve_mode(engine: Engine, place: Place, name: str) -> None:
     cached(engine, other, "Other")
 
 
+@pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
+def test_user_that_may_write_only_in_refuse_mode(engine: Engine, place: Place) -> None:
+    """A commit needs nothing but scripts: where rows cannot be looked up it is fenced all the same."""
+    state = STATES["NOPERM, MGET"]
+    server, pk, _ = prepare(engine, place, "NOPERM, MGET", "refuse")
+    with state.enter(place, server):  # type: ignore[attr-defined]
+        rename(engine, pk, "New")
+        assert not hits(engine, pk, "New")
+        assert not owes()
+
+
 @pytest.mark.parametrize("engine", ["sqlite+aiosqlite"], indirect=True)
 @pytest.mark.parametrize("name", [name for name in STATES if name != "NOPERM, MGET"])
 def test_state_in_refuse_mode(engine: Engine, place: Place, name: str) -> None:
