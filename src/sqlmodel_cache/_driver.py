@@ -50,6 +50,7 @@ class Driver:
         fence_ttl_ms: int,
         longest_ttl_ms: Callable[[], int] = lambda: 0,
         near: Near | None = None,
+        replicas: int = 0,
     ) -> None:
         self.sync_transport = sync_transport
         self.async_transport = async_transport
@@ -62,6 +63,7 @@ class Driver:
             getattr(transport, "timeout_ms", math.inf) for transport in (sync_transport, async_transport) if transport
         ]
         self.read_seconds = max(given, default=math.inf) / 1000
+        self._replicas = replicas
         self.execute: Callable[[Effect[Any]], Any] = self._execute
         self._serves_all = sync_transport is not None and not sync_transport.blocking
         if sync_transport is not None and self._serves_all and not gate.seals:
@@ -112,7 +114,9 @@ class Driver:
         return asyncio.run(_once(self.async_transport, effect))
 
     def _deliver(self, keys: Keys) -> None:
-        plan = _protocol.settle(keys, self.debts, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id)
+        plan = _protocol.settle(
+            keys, self.debts, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id, replicas=self._replicas
+        )
         if not run(plan, self._alone):
             raise TransportError("what is owed to the cache could not be delivered")
 

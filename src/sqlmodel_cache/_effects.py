@@ -146,20 +146,28 @@ class Keys(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Begin(Effect[None]):
-    """Give every key a new version and a pending token that lapses after `fence_ttl_ms`."""
+    """Give every key a new version and a pending token that lapses after `fence_ttl_ms`.
+
+    Replies when so many replicas have it, and fails when they do not in time.
+    """
 
     keys: Keys
     id: bytes
     fence_ttl_ms: int
+    replicas: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class End(Effect[None]):
-    """Remove the token from every key; a key that does not hold it gets a new version instead."""
+    """Remove the token from every key; a key that does not hold it gets a new version instead.
+
+    `replicas` as in `Begin`.
+    """
 
     keys: Keys
     token: bytes
     id: bytes
+    replicas: int = 0
 
 
 class Outcome(Enum):

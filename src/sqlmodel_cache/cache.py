@@ -49,6 +49,7 @@ class Cache:
             fence_ttl_ms=settings.fence_ttl_ms,
             longest_ttl_ms=lambda: max(settings.default_ttl_ms, self.entities.longest_ttl_ms()),
             near=self.near,
+            replicas=settings.wait_replicas,
         )
         self.naming = naming = Naming(settings)
         self.reader = Reader(settings, self.driver, self.entities, naming, self.counters)

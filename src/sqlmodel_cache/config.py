@@ -235,6 +235,7 @@ class Settings:
     max_payload_bytes: int = 1_048_576
     encryption_key: Key | Sequence[Key] | None = field(default=None, repr=False)
     hash_keys: bool | Literal["rollout"] = False
+    wait_replicas: int = 0
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -254,6 +255,8 @@ class Settings:
             milliseconds("fill_wait", self.fill_wait)
         if self.near_cache is not None and not isinstance(self.near_cache, NearCache):
             raise ConfigurationError("near_cache", self.near_cache, "give NearCache(max_rows=..., max_age=...) or None")
+        if type(self.wait_replicas) is not int or self.wait_replicas < 0:
+            raise ConfigurationError("wait_replicas", self.wait_replicas, "give the number of replicas, or 0")
         if self.snapshot_reads not in ("requested", "database"):
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
         if type(self.max_payload_bytes) is not int or self.max_payload_bytes < 1:

@@ -67,6 +67,7 @@ class SQLModelCache:
         max_payload_bytes: int = 1_048_576,
         encryption_key: Key | Sequence[Key] | None = None,
         hash_keys: bool | Literal["rollout"] = False,
+        wait_replicas: int = 0,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -97,11 +98,16 @@ class SQLModelCache:
             hash_keys: True puts a hash in the place of the primary key in keys, with a secret if there is an encryption
                 key. All processes must agree: "rollout" reads the database and invalidates by every name that
                 others may use; deploy it everywhere before True, and before False again.
+            wait_replicas: how many replicas of Redis must have a commit's fence before the database's COMMIT is sent:
+                all that may be promoted. A fence that they do not have in half a second could not be set, and
+                `on_unreachable` decides. docs/operations.md says what it is worth.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
         """
         sync_side, async_side = _both(transport, async_transport)
+        if wait_replicas and isinstance(sync_side, MemoryTransport):
+            raise ConfigurationError("wait_replicas", wait_replicas, "a MemoryTransport has no replicas: give 0")
         given = sync_side if transport is None or isinstance(transport, str) else transport
         settings = Settings(
             transport=async_side if given is None else given,
@@ -118,6 +124,7 @@ class SQLModelCache:
             max_payload_bytes=max_payload_bytes,
             encryption_key=encryption_key,
             hash_keys=hash_keys,
+            wait_replicas=wait_replicas,
         )
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()
