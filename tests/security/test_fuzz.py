@@ -56,6 +56,8 @@ DIALECTS: dict[str, list[Any]] = {"sqlite": [pysqlite.dialect()], "postgresql": 
 ENTRY = Entry("sqlmodelcache:{db/t:5}:1", "sqlmodelcache:{db/t:5}")
 PRINT = b"01234567"
 TABLE = b"t" * VERSION
+SERVER = b"s" * 16
+SHARD_KEY = b"T" + SERVER + TABLE
 
 
 # what is read
@@ -275,11 +277,11 @@ def replies(r: random.Random, body: bytes) -> tuple[Any, Any]:
     """Return an effect and the raw reply to it."""
     value = stored(r, body)
     if r.randrange(2):
-        table: Any = b"F" + TABLE if r.randrange(20) else r.choice([None, b"F", b"", os.urandom(13)])
+        table: Any = SHARD_KEY if r.randrange(20) else r.choice([None, b"T", b"", os.urandom(29)])
         return Lookup(ENTRY, PRINT), [value, table] if r.randrange(30) else r.choice([value, None, [value], []])
     word = r.choice([b"hit"] * 9 + [b"granted", b"elected", b"filling", b"fenced", b"x"])
-    reply = [word, body if word == b"hit" else value, *[r.choice([TABLE, 5, None])] * r.randrange(3)]
-    return Lease(ENTRY, PRINT, b"id"), reply[:2] if word == b"hit" else reply
+    reply = [word, SERVER, body if word == b"hit" else value, *[r.choice([TABLE, 5, None])] * r.randrange(3)]
+    return Lease(ENTRY, PRINT, b"id"), reply[:3] if word == b"hit" else reply
 
 
 @pytest.fixture(autouse=True)
@@ -304,7 +306,7 @@ def read(r: random.Random, target: Target) -> None:
     effect, reply = replies(r, body)
     if gate is GATES[1] and r.randrange(3):
         put: Any = gate.put(Fill(ENTRY, Granted(b"v", b"t"), PRINT, body, 60_000))
-        effect, reply = Lease(ENTRY, PRINT, b"id"), [b"hit", put.payload]
+        effect, reply = Lease(ENTRY, PRINT, b"id"), [b"hit", SERVER, put.payload]
     signal.setitimer(signal.ITIMER_REAL, HANGS)  # what hangs is interrupted, and told by its note
     try:
         try:
@@ -491,8 +493,8 @@ class Hostile:
         body = payload(self.r, target)
         if isinstance(effect, Lookup):
             value = FORMAT + b"v" * VERSION + TABLE + effect.fingerprint + len(body).to_bytes(4, "big") + body
-            return _commands.decode(effect, [[value, b"F" + TABLE]])
-        return _commands.decode(effect, [self.r.choice([[b"hit", body], [b"granted", TABLE, TABLE]])])
+            return _commands.decode(effect, [[value, SHARD_KEY]])
+        return _commands.decode(effect, [self.r.choice([[b"hit", SERVER, body], [b"granted", SERVER, TABLE, TABLE]])])
 
     def close(self) -> None:
         """Nothing to do."""
