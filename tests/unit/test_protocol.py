@@ -410,3 +410,23 @@ def test_settle_sends_a_fence_that_nobody_ends(delivered: bool) -> None:
     plan.asks(begin(1), None if delivered else LOST)
     plan.ends(None)
     assert debts.owed == ([] if delivered else [KEYS])
+
+
+def test_replicas_are_waited_for_where_nobody_else_may_have_the_fence() -> None:
+    """BEGIN waits, and so does what stands in for it: an END without its BEGIN, an invalidation, a delivery of debts."""
+    options: dict[str, Any] = {"new_id": Ids(), "replicas": 2}
+    fence: dict[str, Any] = {"fence_ttl_ms": FENCE_TTL_MS}
+    plans = {
+        "begin": protocol.begin(KEYS, Debts(), refuse=False, **fence, **options),
+        "settle": protocol.settle(KEYS, Debts(), **fence, **options),
+        "invalidate": protocol.invalidate(KEYS, Debts(), refuse=False, **options),
+        "end of none": protocol.end(KEYS, None, Outcome.COMMITTED, Debts(), **options),
+        "end": protocol.end(KEYS, b"token", Outcome.COMMITTED, Debts(), **options),
+    }
+    waits = {}
+    for name, plan in plans.items():
+        effect = next(plan)
+        assert isinstance(effect, Begin | End)
+        waits[name] = effect.replicas
+        plan.close()
+    assert waits == {"begin": 2, "settle": 2, "invalidate": 2, "end of none": 2, "end": 0}
