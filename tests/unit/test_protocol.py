@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from protocol.by_hand import (
     ENTRY,
@@ -28,6 +30,7 @@ from sqlmodel_cache import InvalidationError
 from sqlmodel_cache import _protocol as protocol
 from sqlmodel_cache._effects import (
     ABSENT,
+    Begin,
     Commit,
     End,
     Entry,
@@ -413,7 +416,7 @@ def test_settle_sends_a_fence_that_nobody_ends(delivered: bool) -> None:
 
 
 def test_replicas_are_waited_for_where_nobody_else_may_have_the_fence() -> None:
-    """BEGIN waits, and so does what stands in for it: an END without its BEGIN, an invalidation, a delivery of debts."""
+    """BEGIN waits, and so does what stands in for it: END without a token, an invalidation, a delivery of debts."""
     options: dict[str, Any] = {"new_id": Ids(), "replicas": 2}
     fence: dict[str, Any] = {"fence_ttl_ms": FENCE_TTL_MS}
     plans = {
