@@ -18,11 +18,13 @@ A row has two keys in one hash slot, its own R and its table's T (one T per shar
 
 A value keeps the version of the fence that it took the place of, and is valid when its table version is T's version,
 T names the server that is asked, and nothing is pending on T. A lease that finds another's name on T writes its own
-there, and a new version; BEGIN and END leave the name. A server's name is new whenever it starts or is promoted.
-Whoever reads the row in another shape (another release's columns, a subclass) joins it with a payload under a
-fingerprint of its own: "own" means both versions of the lease, so no commit lies between the payloads of one value. A
-lease is refused while anything is pending on T. Versions (96 bits) and tokens (128) are made from a client's random id
-and the server's clock, never reused, not even when a client library sends a command twice.
+there, and a new version; BEGIN and END leave the name. A server has a new name when it starts and when it is promoted.
+
+Whoever reads the row in another shape (another release's columns, a subclass) joins a value with a payload under a
+fingerprint of its own: "own" means both versions of the lease, so no commit lies between the payloads of one value.
+
+A lease is refused while anything is pending on T. Versions (96 bits) and tokens (128) are made from a client's random
+id and the server's clock, never reused, not even when a client library sends a command twice.
 
 I1  A fence is on every written key before COMMIT is sent, and after the last flush.
 I2  BEGIN always changes the version: no lease that was granted before it can fill after it.

