@@ -10,7 +10,7 @@ COMPAT20 := .venv-compat20
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test20 soak bench compat compat20 check format lint types fix coverage build clean
+.PHONY: help demo test test20 soak bench compat compat20 check format lint types fix coverage docs build clean
 
 help:
 	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
@@ -23,7 +23,8 @@ help:
 	@echo 'make check    format, lint, types, and all tests, those of the documents included: before every commit'
 	@echo 'make fix      let ruff mend format and lint'
 	@echo 'make coverage run all tests and print what they did not reach'
-	@echo 'make build    sdist and wheel into dist/'
+	@echo 'make docs     the site into site/, with every warning an error'
+	@echo 'make build    sdist and wheel into dist/, checked as a package index would'
 	@echo 'make clean    remove the environments and everything that was built'
 
 demo: $(VENV)/library.stamp
@@ -74,11 +75,17 @@ coverage: $(VENV)/dev.stamp
 	$(VENV)/bin/coverage run --branch --source=sqlmodel_cache -m pytest $(PYTEST_ARGS)
 	$(VENV)/bin/coverage report --show-missing
 
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo 'open site/index.html'
+
 build: $(VENV)/dev.stamp
+	rm -rf dist
 	$(VENV)/bin/python -m build --no-isolation
+	$(VENV)/bin/python -m twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) $(VENV20) $(COMPAT) $(COMPAT20) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV20) $(COMPAT) $(COMPAT20) build dist site .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # A stamp is newer than pyproject.toml when its environment has what pyproject.toml asks for.
 
@@ -90,9 +97,13 @@ $(VENV)/library.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP) --editable .
 	@touch $@
 
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP) --editable '.[docs]'
+	@touch $@
+
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP) --editable '.[dev]' 'sqlalchemy>=2.1'
-	@touch $@ $(VENV)/library.stamp
+	@touch $@ $(VENV)/library.stamp $(VENV)/docs.stamp
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
 	$(VENV)/bin/python $(PIP) --editable '.[bench]' 'sqlalchemy>=2.1'
