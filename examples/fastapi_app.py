@@ -42,6 +42,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with engine.begin() as connection:
         await connection.run_sync(SQLModel.metadata.create_all)
     yield
+    await SQLModelCache.aclose()
     SQLModelCache.reset()
     await engine.dispose()
     await r.aclose()
