@@ -174,7 +174,7 @@ NOW = datetime.datetime.now(datetime.UTC)
 NAMES = [
     "../../../etc/passwd", "/etc/passwd", "os", "this", "antigravity", "zone.tab", "..", ".", "", "a" * 50_000, "\0",
     "Europe/../../x", "Europe//Berlin", "tzdata.zi", "posixrules", "localtime", "leapseconds", "right/UTC", "UTC\n",
-    "Europe/Berlin", "__init__", "zoneinfo/__init__", "\ud7ff", "C:/x", "CON",
+    "Europe/Berlin", "__init__", "zoneinfo/__init__", "\ud7ff", "C:/x", "CON", "x.y/z", "a.b.c/d",
 ]  # fmt: skip
 DECIMALS = ["1E+999999999999999999", "1E-999999999999999999", "9" * 5000, "NaN", "-sNaN123", "Infinity", "1e999999",
             "0E-999999", "1_000", " 1", "", "1E+131073", "-1E+131071"]  # fmt: skip
@@ -307,8 +307,7 @@ def read(r: random.Random, target: Target) -> None:
             return
         try:
             row = target.decode(data)
-        except CodecError as error:
-            assert len(str(error)) < 500
+        except CodecError:
             return
         target.check(row)
     except BaseException as error:
@@ -330,13 +329,13 @@ class Imports:
 
 
 @contextmanager
-def nothing_happens() -> Iterator[None]:
+def nothing_happens() -> Iterator[Imports]:
     """Nothing is imported but zones, and no more memory is taken than a few large payloads are."""
     seen = Imports()
     sys.meta_path.insert(0, seen)  # type: ignore[arg-type]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        yield
+        yield seen
     finally:
         sys.meta_path.remove(seen)  # type: ignore[arg-type]
     assert [name for name in seen.names if name.partition(".")[0] not in ("tzdata", "hypothesis")] == []
@@ -399,7 +398,7 @@ JSON = Codec([Column("value", "value", sa.JSON())], pysqlite.dialect(), ["value"
 def test_keys_that_collide_are_refused_in_no_time(body: bytes) -> None:
     """A megabyte of them would take minutes to put into a dict."""
     began = time.perf_counter()
-    with pytest.raises(CodecError, match="text, in a large dict|hashes collide"):
+    with pytest.raises(CodecError, match=r"text, in a large dict|hashes collide"):
         JSON.decode(b"\x91" + body)
     assert time.perf_counter() - began < SLOW
 
@@ -422,12 +421,13 @@ def test_large_documents_pass() -> None:
 def test_a_zone_is_a_zone(name: str) -> None:
     """Its name leads nowhere but to the zones."""
     codec = Codec([Column("value", "value", sa.DateTime(timezone=True))], psycopg.dialect(), ["value"])
-    with nothing_happens():
+    with nothing_happens() as seen:
         try:
             found = codec.decode(enc([[NOW, name]]))["value"]
         except CodecError:
             found = None
-    assert found is None or (type(found) is datetime.datetime and "." not in name and ".." not in name)
+    assert found is None or (type(found) is datetime.datetime and "." not in name)
+    assert seen.names == [] or "." not in name  # a dot would make it the name of another module
 
 
 @pytest.mark.parametrize("text", DECIMALS)
