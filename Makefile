@@ -16,8 +16,8 @@ help:
 	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
 	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
 	@echo 'make test20   the same on SQLAlchemy 2.0'
-	@echo 'make soak     ten minutes of readers, writers and faults; SOAK_SECONDS=60 for one'
-	@echo 'make bench    race every path against its floor; BENCH_ARGS="in_process" for one'
+	@echo 'make soak     ten minutes of readers, writers and faults, and followers killed; SOAK_SECONDS=60 for one'
+	@echo 'make bench    race every path against its floor, into docs/performance.md; BENCH_ARGS="in_process" for one'
 	@echo 'make compat   the test suites of SQLModel and SQLAlchemy themselves, with every class cached; COMPAT_ARGS="--suite sqlmodel"'
 	@echo 'make compat20 the same on SQLAlchemy 2.0'
 	@echo 'make check    format, lint, types, and all tests, those of the documents included: before every commit'
@@ -36,13 +36,15 @@ test20: $(VENV20)/dev.stamp
 	$(VENV20)/bin/python -m pytest $(PYTEST_ARGS)
 
 SOAK_SECONDS ?= 600
+SOAK_CHANGES ?= 1000000
 
 soak: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong
+	$(VENV)/bin/python -m soak.following --changes $(SOAK_CHANGES) --kills 20
 
 COMPAT_ARGS ?=
 
-bench: $(VENV)/dev.stamp
+bench: $(VENV)/bench.stamp
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
 compat: $(COMPAT)/compat.stamp
@@ -91,6 +93,10 @@ $(VENV)/library.stamp: pyproject.toml | $(VENV)/bin/python
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP) --editable '.[dev]' 'sqlalchemy>=2.1'
 	@touch $@ $(VENV)/library.stamp
+
+$(VENV)/bench.stamp: $(VENV)/dev.stamp
+	$(VENV)/bin/python $(PIP) --editable '.[bench]' 'sqlalchemy>=2.1'
+	@touch $@
 
 $(VENV20)/dev.stamp: pyproject.toml | $(VENV20)/bin/python
 	$(VENV20)/bin/python $(PIP) --editable '.[dev]' 'sqlalchemy<2.1'

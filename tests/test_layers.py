@@ -27,20 +27,43 @@ LAYERS: dict[str, set[str]] = {
     "_codec": {"_carriers", "_described", "_values", "errors"},
     "_protocol": {"_effects", "_plan", "errors"},
     "_searches": {"_effects", "_plan", "_protocol", "errors"},
-    "_debts": {"_effects"},
+    "_debts": {"_effects", "_keys"},
+    "_recovery": {"_debts", "_effects", "errors"},
     "_versions": {"_effects"},
+    "_near": {"_effects", "_plan"},
     "_foreign_keys": set(),
     "_renewal": {"errors"},
     "_shapes": {"_codec", "_keys", "_renewal", "_sqlalchemy", "config", "errors"},
     "_entities": {"_foreign_keys", "_shapes", "_sqlalchemy", "config", "errors"},
     "_statements": {"_codec", "_entities", "_shapes", "_sqlalchemy", "_sqltext", "_writeset"},
     "transport.memory": {"_effects", "_plan", "errors"},
-    "transport._commands": {"_effects", "_keys", "_plan", "errors"},
+    "transport._servers": set(),
+    "transport._commands": {"_effects", "_keys", "_plan", "errors", "transport._servers"},
     "transport._batches": {"_plan", "errors"},
-    "transport.redis": {"_effects", "_plan", "config", "errors", "transport._batches", "transport._commands"},
+    "transport.redis": {
+        "_effects",
+        "_plan",
+        "config",
+        "errors",
+        "transport._batches",
+        "transport._commands",
+        "transport._servers",
+    },
+    "transport.tracking": {"errors", "transport.redis"},
     "transport": {"_plan", "transport.memory", "transport.redis"},
     "_sealing": {"_effects", "_plan", "errors"},
-    "_driver": {"_debts", "_plan", "_protocol", "_sealing", "_sqlalchemy", "errors", "transport"},
+    "_driver": {
+        "_debts",
+        "_effects",
+        "_near",
+        "_plan",
+        "_protocol",
+        "_recovery",
+        "_sealing",
+        "_sqlalchemy",
+        "errors",
+        "transport",
+    },
     "_namespace": {"_effects", "_keys", "_sqlalchemy", "_writeset", "config", "errors"},
     "_flights": {"_effects", "_plan", "_sqlalchemy"},
     "_unique": {"_keys", "_shapes", "config", "errors"},
@@ -73,6 +96,7 @@ LAYERS: dict[str, set[str]] = {
         "errors",
         "metrics",
     },
+    "_lazy": {"_entities", "_reading", "_sqlalchemy", "config"},
     "_queries": {
         "_admission",
         "_driver",
@@ -103,17 +127,59 @@ LAYERS: dict[str, set[str]] = {
     "cache": {
         "_driver",
         "_entities",
+        "_keys",
+        "_lazy",
         "_namespace",
+        "_near",
         "_queries",
         "_reading",
         "_sealing",
         "_statements",
         "_writing",
         "config",
+        "errors",
         "metrics",
         "transport",
+        "transport.tracking",
     },
-    "explanation": {"_entities", "_shapes", "config", "errors"},
+    "follow._pgoutput": set(),
+    "follow._changes": {"_entities", "_keys", "_shapes", "_writeset", "follow._pgoutput"},
+    "follow._source": {"follow._changes"},
+    "follow._catalog": {"follow._source"},
+    "follow._stream": {
+        "errors",
+        "follow._catalog",
+        "follow._changes",
+        "follow._pgoutput",
+        "follow._source",
+    },
+    "follow._follower": {
+        "_debts",
+        "_driver",
+        "_effects",
+        "_namespace",
+        "_plan",
+        "_protocol",
+        "errors",
+        "follow._changes",
+        "follow._source",
+    },
+    "follow._outbox": {"_shapes", "errors", "follow._changes", "follow._source"},
+    "follow._outbox_postgresql": {"_shapes", "follow._catalog", "follow._outbox"},
+    "follow._outbox_sqlite": {"_shapes", "follow._outbox"},
+    "follow": {
+        "_keys",
+        "cache",
+        "errors",
+        "follow._changes",
+        "follow._follower",
+        "follow._outbox",
+        "follow._outbox_postgresql",
+        "follow._outbox_sqlite",
+        "follow._source",
+        "follow._stream",
+    },
+    "explanation": {"_entities", "_lazy", "_shapes", "config", "errors"},
     "session": {"_effects", "_sqlalchemy", "_sqltext", "_writeset", "_writing", "cache", "config", "errors"},
     "configure": {
         "_entities",
@@ -123,16 +189,29 @@ LAYERS: dict[str, set[str]] = {
         "config",
         "errors",
         "explanation",
+        "follow",
         "metrics",
         "session",
         "transport",
         "transport.redis",
     },
+    "cli": {"configure", "errors", "follow"},
     "__init__": {"config", "configure", "errors", "explanation", "metrics", "transport"},
 }
 
 # Which of the library's dependencies a module may import; the others none.
-DEPENDENCIES = {"cryptography", "msgspec", "pydantic", "redis", "sqlalchemy", "sqlmodel"}
+DEPENDENCIES = {
+    "asyncpg",
+    "cryptography",
+    "msgspec",
+    "psycopg",
+    "pydantic",
+    "redis",
+    "rich",
+    "sqlalchemy",
+    "sqlmodel",
+    "typer",
+}
 THIRD_PARTY: dict[str, set[str]] = {
     "_sqlalchemy": {"sqlalchemy"},
     "_namespace": {"sqlalchemy"},
@@ -147,16 +226,24 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_entities": {"sqlalchemy"},
     "explanation": {"sqlalchemy"},
     "_statements": {"sqlalchemy"},
+    "transport._servers": {"redis"},
     "transport._commands": {"redis"},
     "transport.redis": {"redis"},
+    "follow._catalog": {"psycopg"},
+    "follow._stream": {"psycopg"},
+    "follow._outbox_postgresql": {"psycopg"},
+    "follow": {"psycopg", "sqlalchemy"},
+    "transport.tracking": {"redis"},
     "_sealing": {"cryptography"},
     "_unique": {"msgspec", "sqlalchemy"},
     "_admission": {"sqlalchemy"},
     "_reading": {"sqlalchemy"},
+    "_lazy": {"sqlalchemy"},
     "_queries": {"sqlalchemy"},
     "_writing": {"sqlalchemy"},
     "session": {"sqlalchemy"},
     "configure": {"sqlalchemy"},
+    "cli": {"rich", "typer"},
 }
 
 
@@ -174,7 +261,7 @@ MODULES = modules()
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
     """Yield each imported module and name: of this package without its name, and with a leading dot."""
-    package = name.split(".")[:-1] if name != "transport" else ["transport"]
+    package = [name] if name in ("follow", "transport") else name.split(".")[:-1]
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -208,8 +295,7 @@ def test_layers_are_kept(name: str) -> None:
 def test_third_parties_stay_where_they_are(name: str) -> None:
     """The protocol knows neither SQLAlchemy nor Redis, the transports no SQLAlchemy, the rest no Redis."""
     found = {module.partition(".")[0] for module, _ in imports(name) if not module.startswith(".")}
-    ours = {module for module in found if module in {*DEPENDENCIES, "asyncpg"}}
-    assert ours == THIRD_PARTY.get(name, set())
+    assert found & DEPENDENCIES == THIRD_PARTY.get(name, set())
 
 
 def private(name: str) -> bool:

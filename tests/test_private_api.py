@@ -9,10 +9,11 @@ import inspect
 
 import pytest
 from models import Hero
-from sqlalchemy import Column, Integer, MetaData, Table, create_engine, delete, event, insert, text, update
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, create_engine, delete, event, insert, text, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.util import TransactionalContext
-from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, Mapper, Session, mapped_column, relationship
+from sqlalchemy.orm.base import PASSIVE_OFF, PassiveFlag
 from sqlalchemy.orm.mapper import _all_registries
 from sqlmodel import SQLModel
 
@@ -37,6 +38,10 @@ from sqlmodel_cache import _sqlalchemy
         (TransactionalContext, "_trans_ctx_check", None),
         (type(Session().identity_map), "_add_unpresent", ["self", "state", "key"]),
         (InstanceState, "_commit_all", ["self", "dict_", "instance_dict"]),
+        (_sqlalchemy.LazyLoader, "_emit_lazyload", ["self", "session", "state", "primary_key_identity", "passive"]),
+        (_sqlalchemy.LazyLoader, "use_get", None),
+        (_sqlalchemy.LazyLoader, "_raise_always", None),
+        (_sqlalchemy.LazyLoader, "_raise_on_sql", None),
         (Mapper, "_path_registry", None),
         (Mapper, "_prop_set", None),
         (Mapper, "_with_polymorphic_mappers", None),
@@ -158,6 +163,82 @@ def test_identity_class_is_that_of_identity_keys() -> None:
     mapper = inspect_mapper(Hero)
     assert _sqlalchemy.identity_class(mapper) is Hero
     assert _sqlalchemy.selected_with(mapper) == [mapper]
+
+
+def test_lazy_loads_go_through_the_replaced_method() -> None:
+    """A lazy load that has found nothing in the identity map calls it, with all arguments by position.
+
+    What it loads remembers where its load began.
+    """
+    assert list(inspect.signature(_sqlalchemy.LazyLoader._emit_lazyload).parameters)[5:] == [
+        "loadopt",
+        "extra_criteria",
+        "extra_options",
+        "alternate_effective_path",
+        "execution_options",
+    ]
+    calls: list[bool] = []
+    patches = _sqlalchemy.Patches()
+
+    def make(original):
+        def call(loader, session, state, ident, passive, *options):
+            assert ident == [1]
+            assert state.load_options == ()
+            assert _sqlalchemy.relationship_of(loader) is loader.parent_property
+            calls.append(_sqlalchemy.is_look_up(loader) and _sqlalchemy.is_plain_load(state, passive, *options))
+            return original(loader, session, state, ident, passive, *options)
+
+        return call
+
+    patches.replace(_sqlalchemy.LazyLoader, "_emit_lazyload", make)
+    engine = create_engine("sqlite://")
+    _Base.metadata.create_all(engine)
+    try:
+        with Session(engine) as session:
+            session.add(_Node(id=2, parent=_Node(id=1)))
+            session.commit()
+        with Session(engine) as session:
+            node = session.get_one(_Node, 2)
+            loaded = node.parent
+            mapper = inspect_mapper(_Node)
+            path = _sqlalchemy.path_of_lazy_load(mapper, mapper.relationships["parent"])
+            assert (_sqlalchemy.instance_state(loaded).load_path, calls) == (path, [True])
+            assert node.parent is loaded
+            assert calls == [True]
+            session.expunge(loaded)
+            session.expire(node, ["parent"])
+            _sqlalchemy.instance_state(node).get_history("parent", PASSIVE_OFF | PassiveFlag.NO_RAISE)
+            assert calls == [True, False]
+    finally:
+        patches.restore()
+        engine.dispose()
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_parts_of_other_loads_are_not_plain(at: int) -> None:
+    """Whatever a caller of the replaced method adds to a lazy load makes it another; so does a key that is missing."""
+    state: InstanceState[object] = _sqlalchemy.instance_state(_Node(id=1))
+    none = (None, (), (), None, {})
+    assert not _sqlalchemy.is_plain_load(state, PASSIVE_OFF, *none)
+    state.key = (_Node, (1,), None)
+    assert _sqlalchemy.is_plain_load(state, PASSIVE_OFF, *none)
+    assert not _sqlalchemy.is_plain_load(state, PASSIVE_OFF | PassiveFlag.NO_AUTOFLUSH, *none)
+    assert not _sqlalchemy.is_plain_load(state, PASSIVE_OFF, *none[:at], {"some": "thing"}, *none[at + 1 :])
+
+
+class _Base(DeclarativeBase):
+    """Keeps the table out of the other tests'."""
+
+    metadata = MetaData()
+
+
+class _Node(_Base):
+    """Refers to another by its primary key."""
+
+    __tablename__ = "node"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"))
+    parent: Mapped[_Node | None] = relationship(remote_side="_Node.id")
 
 
 def test_rows_that_were_fetched_early_are_left_to_the_result() -> None:

@@ -48,14 +48,15 @@ _ARGUMENTS = frozenset(
     {"options", "populate_existing", "with_for_update", "identity_token", "execution_options", "bind_arguments"}
 )
 
-# An AsyncSession gives all of them, always.
-_UNASKED: dict[str, Any] = {
+# What an AsyncSession gives when nothing was asked of it, on SQLAlchemy 2.0 and on 2.1.
+_ASYNC: dict[str, Any] = {
     "options": None,
     "populate_existing": False,
     "with_for_update": None,
     "identity_token": None,
     "execution_options": {},
 }
+_UNASKED = (_ASYNC, {**_ASYNC, "populate_existing": None})
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -99,7 +100,7 @@ class Lane:
         if found is None:
             if len(self._lookups) >= MAX_LOOKUPS:
                 self._lookups.clear()
-            found = self._lookups[pk] = Lookup(self.entry(pk), self.rows.fingerprint)
+            found = self._lookups[pk] = Lookup(self.entry(pk), self.rows.fingerprint, self.entity.near)
         return found
 
     def entry(self, pk: str) -> Entry:
@@ -123,17 +124,23 @@ class _Usual:
     pool: weakref.ref[Pool]
     options: Any  # of the engine
     shares: bool  # sessions on this pool may share a transaction
+    awaits: bool  # the engine is an asyncio one
     pid: int  # in-memory databases part ways at a fork
 
     def fits(self, session: Session, entity: Entity) -> bool:
         """Return whether the lane would be found again for a session: what most sessions are is all that it asks."""
         if type(session) is not self.session_class or not _sqlalchemy.is_unused(session):
             return False
-        bind = session.get_bind(entity.mapper)
+        try:
+            bind = session.get_bind(entity.mapper)
+        except Exception:  # no bind: whoever looks closer says what that means
+            return False
         if bind.get_execution_options() is not self.options or not isinstance(bind, Engine):
             return False
         pool = bind.pool
         if pool is not self.pool() or self.pid != os.getpid():
+            return False
+        if self.awaits and not _sqlalchemy.in_greenlet():
             return False
         if self.shares:
             shared = shared_transaction(pool)
@@ -158,7 +165,7 @@ class Admission:
         The session is flushed, and begun, as a SELECT would do it; no connection is opened.
         """
         usual: _Usual | None = entity.memo.get(_USUAL)
-        if usual is None or (options and options != _UNASKED) or self._driver.debts.owed:
+        if usual is None or (options and options not in _UNASKED) or self._driver.debts.any:
             return self._find(session, entity, options)
         if not usual.fits(session, entity) or _sqlalchemy.merging.get():
             return self._find(session, entity, options)
@@ -176,6 +183,8 @@ class Admission:
         try:
             bind = _sqlalchemy.bind_of(session, entity.mapper)
             if isinstance(bind, Connection) and (bind.closed or bind.invalidated):
+                return None
+            if _nobody_awaits(bind):
                 return None
             namespace = self._naming.namespace(session, bind)
         except ConfigurationError:
@@ -196,8 +205,6 @@ class Admission:
         lane = Lane(entity, ref, entity.rows(bind.dialect), self._naming.table_keys(ref), ttl_ms, *view)
         if self._naming.hides:
             lane.hidden = partial(self._naming.hidden, ref)
-        if self._driver.debts:
-            self._driver.pay_debts()
         _sqlalchemy.autobegin(session)
         if isinstance(bind, Connection):  # the session's rollback() is this connection's, as after a SELECT
             session.connection(bind_arguments={"mapper": entity.mapper})
@@ -216,6 +223,7 @@ class Admission:
                 weakref.ref(bind.pool),
                 bind.get_execution_options(),
                 shares_transactions(bind.pool),
+                bind.dialect.is_async,
                 os.getpid(),
             )
 
@@ -224,7 +232,7 @@ class Admission:
         if lane.transactions and lane.hides(pk):
             return None
         lookup = lane.lookup(pk)
-        return None if self._driver.debts.owed and lookup.entry in self._driver.debts else lookup
+        return None if self._driver.debts.any and lookup.entry in self._driver.debts else lookup
 
     def _view(
         self, session: Session, bind: Engine | Connection, session_options: Mapping[str, Any]
@@ -286,6 +294,11 @@ class Admission:
         if not is_theirs:
             return [False] * len(pks)
         return [not any(state.covers(lane.ref, pk) for state in states) for pk in pks]
+
+
+def _nobody_awaits(bind: Engine | Connection) -> bool:
+    """Return whether a SELECT would raise MissingGreenlet: it is asyncio's, and nobody awaits it."""
+    return bind.dialect.is_async and not _sqlalchemy.in_greenlet()
 
 
 def _is_plain(

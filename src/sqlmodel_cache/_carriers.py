@@ -208,8 +208,9 @@ def _checked(value: Any, whole: type, kinds: tuple[type, ...]) -> Any:
     kind: object = type(value)
     if kind is not whole:
         raise Unfit(f"not a {whole.__name__}")
+    items: Any = value
     if kinds:
-        for item in value:
+        for item in items:
             if type(item) is whole:
                 _checked(item, whole, kinds)
             elif item is not None and type(item) not in kinds:

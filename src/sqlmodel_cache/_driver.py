@@ -6,16 +6,24 @@ and only the way of waiting differs.
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 from collections.abc import Callable
 from typing import Any
 
 from . import _protocol, _sqlalchemy
 from ._debts import Debts
+from ._effects import Entry, Keys, Lookup
+from ._near import Near
 from ._plan import Effect, Plan, run
+from ._recovery import Breaker, Keeper
 from ._sealing import Gate
-from .errors import ConfigurationError
+from .errors import ConfigurationError, TransportError
 from .transport import AsyncTransport, SyncTransport
+
+# What is asked to see whether the cache answers: a row that nobody has.
+_NOBODY = Lookup(Entry("sqlmodelcache:{-}:-", "sqlmodelcache:{-}"), b"\0" * 8)
 
 
 def new_id() -> bytes:
@@ -24,7 +32,14 @@ def new_id() -> bytes:
 
 
 class Driver:
-    """The transports of one configuration, and what could not be delivered to them."""
+    """The transports of one configuration, what stands in front of them, and what could not be delivered to them.
+
+    Attributes:
+        execute: returns the cache's reply to an effect, waiting in the way that fits the caller. Raises
+            TransportError when the cache does not answer, or has not answered so often that it is not asked, and
+            ConfigurationError when no transport serves this kind of session.
+        read_seconds: how long one read may wait for the cache in all: as long as its transport waits for one reply.
+    """
 
     def __init__(
         self,
@@ -33,28 +48,48 @@ class Driver:
         gate: Gate,
         *,
         fence_ttl_ms: int,
+        longest_ttl_ms: Callable[[], int] = lambda: 0,
+        near: Near | None = None,
+        replicas: int = 0,
     ) -> None:
         self.sync_transport = sync_transport
         self.async_transport = async_transport
-        self.debts = Debts()
         self._gate = gate
+        self.breaker = Breaker()
+        self.debts = Debts(longest_ttl_ms=longest_ttl_ms, owing=self._wake)
+        self._keeper = Keeper(self.breaker, self.debts, ask=lambda: self._perform_alone(_NOBODY), deliver=self._deliver)
         self._fence_ttl_ms = fence_ttl_ms
+        given = [
+            getattr(transport, "timeout_ms", math.inf) for transport in (sync_transport, async_transport) if transport
+        ]
+        self.read_seconds = max(given, default=math.inf) / 1000
+        self._replicas = replicas
         self.execute: Callable[[Effect[Any]], Any] = self._execute
         self._serves_all = sync_transport is not None and not sync_transport.blocking
         if sync_transport is not None and self._serves_all and not gate.seals:
             self.execute = sync_transport.execute  # what is in this process is no larger than what was let in
+        self._alone: Callable[[Effect[Any]], Any] = self._perform_alone
+        if near is not None:
+            self.execute = _with_near(near, self.execute)
+            self._alone = _with_near(near, self._perform_alone)
 
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""
         return run(plan, self.execute)
 
     def _execute(self, effect: Effect[Any]) -> Any:
-        """Return the cache's reply, waiting in the way that fits the caller.
+        if self.breaker.is_open:
+            raise TransportError(f"{type(effect).__name__}: the cache does not answer, and is not asked until it does")
+        try:
+            reply = self._perform(effect)
+        except TransportError:
+            if self.breaker.failed():
+                self._wake()
+            raise
+        self.breaker.answered()
+        return reply
 
-        Raises:
-            TransportError: the cache did not answer.
-            ConfigurationError: no transport serves this kind of session.
-        """
+    def _perform(self, effect: Effect[Any]) -> Any:
         put = self._gate.put(effect)
         if not self._serves_all and _sqlalchemy.in_greenlet():
             if self.async_transport is None:
@@ -66,19 +101,60 @@ class Driver:
             reply = self.sync_transport.execute(put)
         return self._gate.take(effect, reply)
 
-    def pay_debts(self) -> None:
-        """Deliver what is owed, if anything is and it is time to try again."""
-        if self.debts:
-            keys = self.debts.due()
-            if keys is not None:
-                self.run(_protocol.settle(keys, self.debts, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id))
+    # the keeper's side
+
+    def _wake(self) -> None:
+        self._keeper.wake()
+
+    def _perform_alone(self, effect: Effect[Any]) -> Any:
+        """Return the cache's reply in a thread that is nobody's."""
+        if self.sync_transport is not None:
+            return self.sync_transport.execute(effect)
+        assert self.async_transport is not None  # noqa: S101  configure() has seen to that
+        return asyncio.run(_once(self.async_transport, effect))
+
+    def _deliver(self, keys: Keys) -> None:
+        plan = _protocol.settle(
+            keys, self.debts, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id, replicas=self._replicas
+        )
+        if not run(plan, self._alone):
+            raise TransportError("what is owed to the cache could not be delivered")
+
+    def settle(self, patience: float) -> bool:
+        """Stop trying, after one more attempt; return whether everything that was owed has been delivered."""
+        return self._keeper.close(patience)
 
     def close(self) -> None:
         """Close the connections that the transports opened; those of event loops only from within one."""
+        self._keeper.close()
         if self.sync_transport is not None:
             self.sync_transport.close()
         if self.async_transport is not None and _sqlalchemy.in_greenlet():
             _sqlalchemy.wait_for(self.async_transport.aclose())
+
+
+async def _once(transport: AsyncTransport, effect: Effect[Any]) -> Any:
+    try:
+        return await transport.aexecute(effect)
+    finally:
+        await transport.aclose()
+
+
+def _with_near(near: Near, execute: Callable[[Effect[Any]], Any]) -> Callable[[Effect[Any]], Any]:
+    """Return what executes effects with a near cache in front."""
+
+    def execute_near(effect: Effect[Any]) -> Any:
+        if type(effect) is Lookup:  # the one that every hit pays for
+            if not effect.near:
+                return execute(effect)
+            payload = near.find(effect)
+            if payload is not None:
+                return payload
+        elif type(effect) not in near.kinds:
+            return execute(effect)
+        return run(near.plan(effect), execute)
+
+    return execute_near
 
 
 def _missing(argument: str, given: object, session: str) -> ConfigurationError:

@@ -38,6 +38,11 @@ def escape(text: str) -> str:
     return text.translate(_UNSAFE)
 
 
+def prefix(text: str) -> str:
+    """Return what every key begins with under a `key_prefix`."""
+    return f"{escape(text)}:{{"
+
+
 def pk_text(pk: Sequence[object]) -> str:
     """Return the readable, unique text of a primary key whose parts have types in `PK_TYPES`."""
     if len(pk) == 1:
@@ -86,6 +91,11 @@ def entry(prefix: str, namespace: str, table: str, pk: str) -> Entry:
 def table_keys(prefix: str, namespace: str, table: str) -> tuple[str, ...]:
     """Return all keys of a table's shards."""
     return tuple(f"{prefix}:{{{namespace}/{table}:{shard}}}" for shard in range(SHARDS))
+
+
+def table_of(row: str) -> str:
+    """Return the key of the table's shard of a row's key."""
+    return row[: row.index("}") + 1]
 
 
 def slot_tag(key: str) -> str:

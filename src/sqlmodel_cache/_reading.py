@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
 from ._driver import Driver, new_id
-from ._effects import ABSENT, Entry, Granted, Load, Loaded
+from ._effects import ABSENT, Entry, Granted, Load, Loaded, NearPayload
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -46,6 +46,7 @@ class Request:
     key: _sqlalchemy.IdentityKey
     pk: str
     reading: Reading[Found]
+    path: Any = None  # where its load begins, if not with the class
 
 
 class Reader:
@@ -68,8 +69,19 @@ class Reader:
         self._versions = Versions()
         self.not_stored: dict[type, dict[str, str]] = {}  # class -> attribute -> why
 
-    def get(self, session: Session, class_: Any, ident: Any, options: dict[str, Any], load: Callable[[], Any]) -> Any:
-        """Return what `load()`, the session's own `get`, would return, from the cache if that is safe."""
+    def get(
+        self,
+        session: Session,
+        class_: Any,
+        ident: Any,
+        options: dict[str, Any],
+        load: Callable[[], Any],
+        path: Any = None,
+    ) -> Any:
+        """Return what `load()`, the session's own `get`, would return, from the cache if that is safe.
+
+        `path` is where the load begins, if not with the class.
+        """
         entity = self._entities.get(class_) if self._enabled else None
         if entity is None:
             return load()
@@ -99,8 +111,10 @@ class Reader:
             pass  # of a payload that is no row, the plan makes more
         if found is not None:
             self._counts["hits"] += 1
-            return found[0].make.attach(session, key, found[1])
-        request = Request(session, lane, key, pk, self.reading(lane))
+            if type(payload) is NearPayload:
+                self._counts["near_hits"] += 1
+            return found[0].make.attach(session, key, found[1], path)
+        request = Request(session, lane, key, pk, self.reading(lane), path)
         plan = _protocol.unreachable()
         if reached:
             plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
@@ -119,19 +133,27 @@ class Reader:
     def _run(self, request: Request, plan: Plan[Answer[Found, Any]], load: Callable[[], Any]) -> Any:
         """Return the row that a plan finds."""
         passenger = Passenger(self._flights)
+        left = self.driver.read_seconds
 
         def execute(effect: Effect[Any]) -> Any:
+            nonlocal left
             if isinstance(effect, Load):
                 return self._load(request, load) if effect.encode else Loaded(load(), None)
             if type(effect) in Passenger.EFFECTS:
                 return passenger.execute(effect)
-            return self.driver.execute(effect)
+            if left <= 0:
+                raise TransportError(f"{type(effect).__name__}: this read has spent its time on the cache")
+            began = time.monotonic()
+            try:
+                return self.driver.execute(effect)
+            finally:
+                left -= time.monotonic() - began
 
         try:
             answer = run(plan, execute)
         finally:
             passenger.land()
-        return self.finish(request.session, request.key, answer)
+        return self.finish(request.session, request.key, answer, request.path)
 
     def _load(self, request: Request, load: Callable[[], Any]) -> Loaded[Any]:
         """Run the session's own get, and encode what it loaded unless the cache must not have it."""
@@ -165,14 +187,17 @@ class Reader:
             rows.decode,
             ttl_ms=_jittered(lane.ttl_ms),
             absent_ttl_ms=_jittered(lane.entity.missing_ttl_ms or 0),
-            wait_ms=self._wait_ms,
+            # 1 A: snapshot, lease  2 W: begin, COMMIT, end  3 R begins, joins A  4 A: SELECT: the old row, against I8
+            wait_ms=self._wait_ms if lane.snapshot == ALWAYS else 0,
             fresh=partial(self._fresh, lane),
             due=None if renewal is None else partial(_renewal.due, beta=renewal),
+            near=lane.entity.near,
         )
 
     def hint(self, lane: Lane, key: UniqueKey) -> Reading[tuple[Any, ...]]:
         """Return how hints from a unique key are wanted."""
-        return Reading(key.fingerprint, key.pk, ttl_ms=_jittered(lane.ttl_ms), fresh=partial(self._fresh, lane))
+        fresh = partial(self._fresh, lane)
+        return Reading(key.fingerprint, key.pk, ttl_ms=_jittered(lane.ttl_ms), fresh=fresh, near=lane.entity.near)
 
     def _fresh(self, lane: Lane, entry: Entry, lease: Granted) -> bool:
         return lane.snapshot == ALWAYS or self._versions.since(entry.row, lease) < lane.snapshot
@@ -199,13 +224,15 @@ class Reader:
             payload = _renewal.stamp(payload, ttl_ms=reading.ttl_ms, took=took)
         return Loaded(row, payload)
 
-    def finish(self, session: Session, key: _sqlalchemy.IdentityKey, answer: Answer[Found, Any]) -> Any:
+    def finish(
+        self, session: Session, key: _sqlalchemy.IdentityKey, answer: Answer[Found, Any], path: Any = None
+    ) -> Any:
         """Return the row of an answer, as an instance of the session; count it."""
         if answer.decoded is None:
             return self.counted(answer)
         self._count(answer)
         shape, values = answer.decoded
-        return shape.make.attach(session, key, values)
+        return shape.make.attach(session, key, values, path)
 
     def counted(self, answer: Answer[Found, Any]) -> Any:
         """Return the row of an answer that the session has made itself; count it."""
@@ -229,6 +256,8 @@ class Reader:
             add("corrupt")
         if answer.source in (Source.HIT, Source.ABSENT):
             add("hits")
+            if answer.near:
+                add("near_hits")
         else:
             add("misses")
             add(_COUNTER[answer.source])

@@ -180,6 +180,7 @@ class Entity:
     ttl_ms: int | None
     missing_ttl_ms: int | None
     renewal: float | None  # how eagerly rows are renewed before they expire
+    near: bool
     polymorphic: bool
     reads: tuple[str, ...]
     shapes: tuple[Shape, ...]
@@ -269,6 +270,7 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         pk_attributes=tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key),
         ttl_ms=config.ttl_ms,
         missing_ttl_ms=config.missing_ttl_ms,
+        near=config.near,
         renewal=config.refresh_ahead,
         shapes=tuple(shapes),
         refused=refused,

@@ -17,9 +17,10 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.cursor import FullyBufferedCursorFetchStrategy
 from sqlalchemy.engine.util import TransactionalContext
 from sqlalchemy.ext.horizontal_shard import ShardedSession
-from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, Session, strategies
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import DEFAULT_STATE_ATTR as STATE_ATTR
+from sqlalchemy.orm.base import PASSIVE_OFF
 from sqlalchemy.orm.mapper import _all_registries
 from sqlalchemy.sql.dml import Insert, Update
 from sqlalchemy.util import concurrency as _concurrency
@@ -29,6 +30,9 @@ T = TypeVar("T")
 # `await_only` became `await_` in SQLAlchemy 2.1.
 _await: Any = getattr(_concurrency, "await_", None) or _concurrency.await_only
 in_greenlet: Callable[[], bool] = _concurrency.in_greenlet
+
+# `LazyLoader` became `_LazyLoader` in SQLAlchemy 2.1. There is one for each relationship and way to load it.
+LazyLoader: Any = getattr(strategies, "_LazyLoader", None) or vars(strategies)["LazyLoader"]
 
 IdentityKey = tuple[type, tuple[Any, ...], Any]
 
@@ -99,6 +103,11 @@ def is_current(instance: object, mapper: Mapper[Any]) -> bool:
     return mapper.inherits is None and isinstance(instance, mapper.class_) and not instance_state(instance).expired
 
 
+def is_complete(instance: object, mapper: Mapper[Any]) -> bool:
+    """Return whether a SELECT of the class would leave an instance of the identity map as it is."""
+    return is_current(instance, mapper) and not instance_state(instance).expired_attributes
+
+
 def autoflush(session: Session) -> None:
     """Flush as a SELECT would: if autoflush is on, and with its wording in errors."""
     session._autoflush()
@@ -160,8 +169,10 @@ class Maker:
         setter: Any = mapper.class_.__setattr__
         self._sets_plainly = setter is object.__setattr__ or setter.__module__ == "sqlmodel.main"
 
-    def attach(self, session: Session, key: IdentityKey, values: dict[str, Any]) -> Any:
+    def attach(self, session: Session, key: IdentityKey, values: dict[str, Any], path: Any = None) -> Any:
         """Return a new instance with these values, or the one that the session has meanwhile.
+
+        `path` is where its load began, if not with the class.
 
         `__init__` is not called; load events fire; the instance is in the session's identity map and not modified.
         """
@@ -181,7 +192,7 @@ class Maker:
         state.session_id = session.hash_key
         identities._dict[key] = state  # what its `_add_unpresent` does
         state._instance_dict = identities._wr
-        state.load_path = self._path
+        state.load_path = self._path if path is None else path
         state.load_options = ()
         loaded.update(values)
         if self._expired:
@@ -221,8 +232,10 @@ class LoadProbe:
         """Return what `load()` returns, after each of `takes` was given the instance with its key.
 
         A take is not called when there is no such row, or when another listener would be first to see it.
-        `instances` tells which instances of one of the mappers are in a result.
+        `instances` tells which instances of one of the mappers are in a result. One that the session had before is
+        given to nobody: a SELECT leaves it as it was, with an older row's values, or with changes of its own.
         """
+        takes = {key: take for key, take in takes.items() if key not in session.identity_map}
         if not session.dispatch.loaded_as_persistent and not any(m.class_manager.dispatch.load for m in mappers):
             result = load()
             for instance in instances(result):
@@ -263,6 +276,48 @@ def _give(state: InstanceState[Any], take: Take) -> None:
 def identity_of(instance: object) -> IdentityKey | None:
     """Return the identity key that the database's row gave to an instance."""
     return cast("IdentityKey | None", instance_state(instance).key)
+
+
+# lazy loads
+
+
+def is_look_up(loader: Any) -> bool:
+    """Return whether a relationship's lazy load is a SELECT by its target's primary key, and may be sent."""
+    return loader.use_get and not loader._raise_always and not loader._raise_on_sql
+
+
+def lazy_loaders(mapper: Mapper[Any]) -> list[Any]:
+    """Return the lazy loaders of a class's relationships that are loaded when they are accessed."""
+    loaders = [relationship.strategy for relationship in mapper.relationships]
+    return [loader for loader in loaders if isinstance(loader, LazyLoader)]
+
+
+def relationship_of(loader: Any) -> RelationshipProperty[Any]:
+    """Return the relationship that a lazy loader loads."""
+    return cast("RelationshipProperty[Any]", loader.parent_property)
+
+
+def is_plain_load(
+    state: InstanceState[Any],
+    passive: Any,
+    option: Any,
+    extra_criteria: Any,
+    extra_options: Any,
+    path: Any,
+    execution_options: Any,
+) -> bool:
+    """Return whether a lazy load is an access to the attribute of a persistent object, and nothing more.
+
+    Others are for an attribute's history, for a pending object, without autoflush, or a part of a larger load.
+    """
+    if state.key is None or passive != PASSIVE_OFF:
+        return False
+    return option is None and path is None and not (extra_criteria or extra_options or execution_options)
+
+
+def path_of_lazy_load(parent: Mapper[Any], relationship: RelationshipProperty[Any]) -> Any:
+    """Return what an instance remembers of the lazy load that has loaded it, for the loads that follow."""
+    return parent._path_registry[relationship] + path_of(relationship.mapper)
 
 
 # statements of its own
@@ -330,6 +385,19 @@ _SQLITE_BEGINS = re.compile(
 def can_buffer(context: Any) -> bool:
     """Return whether the rows of a statement may be fetched before its result is made."""
     return not (context.execution_options.get("stream_results") or context.execution_options.get("yield_per"))
+
+
+_HELD = "_sqlmodel_cache"
+
+
+def hold(connection: Connection, state: object) -> None:
+    """Keep with a connection what is known of the transaction that it has begun: `info` is three steps away."""
+    connection.__dict__[_HELD] = state
+
+
+def held_by(connection: Connection) -> Any:
+    """Return what was kept when the connection's transaction began, or None."""
+    return connection.__dict__.get(_HELD)
 
 
 def is_of_the_dialect(connection: Connection) -> bool:

@@ -162,13 +162,6 @@ def known_transaction_of(connection: Connection) -> Transaction | None:
     return connection.info.get(_INFO_KEY)
 
 
-def forget(info: dict[Any, Any]) -> None:
-    """End the transaction of a DBAPI connection that goes back to its pool, which has rolled it back."""
-    found: Transaction | None = info.get(_INFO_KEY)
-    if found is not None:
-        found.end()
-
-
 # Pools whose sessions share a DBAPI connection, and with it a transaction. Only ever added to; entries go with a pool.
 _shared: weakref.WeakKeyDictionary[Pool, Transaction] = weakref.WeakKeyDictionary()
 

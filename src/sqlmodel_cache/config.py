@@ -103,13 +103,19 @@ class CacheConfig:
             1.0 is the usual eagerness; more is earlier. None leaves rows to expire.
         unique: keys that `SQLModelCache.get_by` may look up, each a tuple of attribute names whose columns have a
             unique constraint or index.
+        many_to_one: True also answers lazy loads of the model by its primary key, as of `hero.team`, under the same
+            rules and with the same guarantee as a `get`: a load that begins after a `commit()` has returned never
+            gives the row as it was before that commit. Loads of an object that a statement with loader options has
+            loaded go to the database. `relationship(info={"cache": True})`, or False, decides for one relationship.
+        near: keeps rows in this process's memory, too, where `configure(near_cache=...)` asks for it, under the
+            guarantee of `NearCache`.
         exclude: attributes that are never stored. A hit leaves them as an expired attribute is left: the first access
             loads all of them by one SELECT. What a class excludes is excluded in its subclasses, too.
 
     Raises:
-        ConfigurationError: a ttl that is not a positive duration, an `enabled` that is not a bool, a `refresh_ahead`
-            that is not a positive number, a `unique` that is not made of tuples of names, an `exclude` that is not
-            made of names.
+        ConfigurationError: a ttl that is not a positive duration, an `enabled`, `many_to_one` or `near` that is not a
+            bool, a `refresh_ahead` that is not a positive number, a `unique` that is not made of tuples of names, an
+            `exclude` that is not made of names.
     """
 
     enabled: bool = True
@@ -117,13 +123,15 @@ class CacheConfig:
     missing_ttl: Duration | None = None
     refresh_ahead: float | None = None
     unique: Sequence[tuple[str, ...]] = ()
+    many_to_one: bool = False
+    near: bool = False
     exclude: Collection[str] = frozenset()
 
     def __post_init__(self) -> None:
         beta = self.refresh_ahead
         if beta is not None and not (isinstance(beta, int | float) and 0 < beta < math.inf and beta is not True):
             raise ConfigurationError("CacheConfig(refresh_ahead)", beta, "give a number above zero: 1.0 is usual")
-        if isinstance(self.unique, str) or not all(_is_names(key) for key in self.unique):
+        if not isinstance(self.unique, list | tuple) or not all(_is_names(key) for key in self.unique):
             raise ConfigurationError(
                 "CacheConfig(unique)", self.unique, 'give a list of tuples of attribute names: [("email",)]'
             )
@@ -132,6 +140,8 @@ class CacheConfig:
                 "CacheConfig(exclude)", self.exclude, 'give a set of attribute names: {"password_hash"}'
             )
         flag("CacheConfig(enabled)", self.enabled)
+        flag("CacheConfig(many_to_one)", self.many_to_one)
+        flag("CacheConfig(near)", self.near)
         if self.ttl is not None:
             milliseconds("CacheConfig(ttl)", self.ttl)
         if self.missing_ttl is not None:
@@ -167,6 +177,47 @@ def config_of(class_: type) -> CacheConfig | None:
 
 
 @dataclass(frozen=True, slots=True)
+class NearCache:
+    """Keeps rows in this process's memory, in front of Redis: `configure(near_cache=NearCache())`.
+
+    For the models with `CacheConfig(near=True)`. What it promises:
+
+    - In the process that commits, all that the library promises: a get that begins after a `commit()` has returned
+      never returns the row as it was before that commit.
+    - A get in another process may return the old row for as long as the word of the commit is on its way - Redis sends
+      it on a connection of its own, with the replies to the commit's fence, a matter of milliseconds - and never longer
+      than `max_age` after `commit()` has returned, whatever happens to Redis, that connection or the network. It never
+      returns uncommitted data.
+    - Rows that expire in Redis, are evicted there or deleted by hand are gone here within the same bounds.
+
+    Everything is forgotten when that connection is lost, and nothing is served while it has left a PING unanswered for
+    a second. Rows are kept as payloads and decoded at each hit, so that no two sessions ever share a value.
+
+    Args:
+        max_rows: how many rows are kept. Each takes about 260 bytes besides its payload and its key.
+        max_age: seconds after which a row is looked up in Redis again.
+
+    Raises:
+        ConfigurationError: `max_rows` is not a positive int, `max_age` not a positive duration.
+    """
+
+    max_rows: int = 10_000
+    max_age: Duration = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_rows, int) or isinstance(self.max_rows, bool) or self.max_rows < 1:
+            raise ConfigurationError(
+                "NearCache(max_rows)", self.max_rows, "give a positive int; for no near cache, leave near_cache out"
+            )
+        milliseconds("NearCache(max_age)", self.max_age)
+
+    @property
+    def max_age_ms(self) -> int:
+        """The maximum age in milliseconds."""
+        return milliseconds("NearCache(max_age)", self.max_age)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What `SQLModelCache.configure()` was told, as `SQLModelCache.get_config()` returns it. Durations in seconds."""
 
@@ -180,9 +231,11 @@ class Settings:
     on_unreachable: Literal["serve", "refuse"] = "serve"
     snapshot_reads: Literal["requested", "database"] = "requested"
     fill_wait: Duration | None = 0.25
+    near_cache: NearCache | None = None
     max_payload_bytes: int = 1_048_576
     encryption_key: Key | Sequence[Key] | None = field(default=None, repr=False)
     hash_keys: bool | Literal["rollout"] = False
+    wait_replicas: int = 0
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -200,6 +253,10 @@ class Settings:
             raise ConfigurationError("on_unreachable", self.on_unreachable, 'give "serve" or "refuse"')
         if self.fill_wait is not None:
             milliseconds("fill_wait", self.fill_wait)
+        if self.near_cache is not None and not isinstance(self.near_cache, NearCache):
+            raise ConfigurationError("near_cache", self.near_cache, "give NearCache(max_rows=..., max_age=...) or None")
+        if type(self.wait_replicas) is not int or self.wait_replicas < 0:
+            raise ConfigurationError("wait_replicas", self.wait_replicas, "give the number of replicas, or 0")
         if self.snapshot_reads not in ("requested", "database"):
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
         if type(self.max_payload_bytes) is not int or self.max_payload_bytes < 1:

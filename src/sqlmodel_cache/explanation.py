@@ -10,6 +10,7 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import Mapper
 
 from ._entities import Entities
+from ._lazy import links_of
 from ._shapes import Entity
 from .config import CONFIG_ATTRIBUTE, Settings, config_of
 from .errors import ConfigurationError
@@ -31,6 +32,7 @@ class Explanation:
     subclasses: tuple[str, ...] = ()  # what a get may find besides the model itself, and the cache can hold
     refused: Mapping[str, str] = field(default_factory=dict)  # what a get may find and the cache cannot hold: why
     not_stored: Mapping[str, str] = field(default_factory=dict)  # what has kept rows from being stored: attribute, why
+    many_to_one: tuple[str, ...] = ()  # relationships of the model, cached or not, that are look-ups in the cache
 
     def __str__(self) -> str:
         head = f"{self.model} is cached" if self.cached else f"{self.model} is not cached: {self.reason}"
@@ -46,6 +48,7 @@ class Explanation:
         lines += [f"  subclasses   {', '.join(self.subclasses)}"] if self.subclasses else []
         lines += [f"  refused      {name}: {why}" for name, why in self.refused.items()]
         lines += [f"  not stored   {why}" for why in self.not_stored.values()]
+        lines += [f"  many-to-one  {', '.join(self.many_to_one)}"] if self.many_to_one else []
         return "\n".join(lines)
 
 
@@ -62,16 +65,21 @@ def explain(
         raise ConfigurationError("model", model, "give a mapped class")
     name = f"{model.__module__}.{model.__qualname__}"
     entity = entities.get(model)
+    in_use = settings is not None and settings.enabled
+    links = tuple(link.relationship.key for link in links_of(mapper, entities)) if in_use else ()
     if entity is None:
         declared = config_of(model) is not None
-        return Explanation(name, False, entities.refusal(model) if declared else f"it has no {CONFIG_ATTRIBUTE}")
+        why = entities.refusal(model) if declared else f"it has no {CONFIG_ATTRIBUTE}"
+        return Explanation(name, False, why, many_to_one=links)
     if settings is None or not settings.enabled:
         why = "SQLModelCache is not configured" if settings is None else "configure(enabled=False)"
         return Explanation(name, False, why)
-    return _of(entity, name, settings, not_stored.get(model, {}))
+    return _of(entity, name, settings, not_stored.get(model, {}), links)
 
 
-def _of(entity: Entity, name: str, settings: Settings, not_stored: Mapping[str, str]) -> Explanation:
+def _of(
+    entity: Entity, name: str, settings: Settings, not_stored: Mapping[str, str], links: tuple[str, ...]
+) -> Explanation:
     own = next((shape for shape in entity.shapes if shape.mapper is entity.mapper), entity.shapes[0])
     table = entity.table
     return Explanation(
@@ -86,4 +94,5 @@ def _of(entity: Entity, name: str, settings: Settings, not_stored: Mapping[str, 
         subclasses=tuple(shape.mapper.class_.__qualname__ for shape in entity.shapes if shape is not own),
         refused={class_.__qualname__: why for class_, why in entity.refused.items()},
         not_stored=dict(not_stored),
+        many_to_one=links,
     )

@@ -1,6 +1,7 @@
 """The hooks on SQLAlchemy's sessions and connections: the shell, which decides nothing.
 
     Session.get                         -> Reader.get
+    a lazy load's SELECT                -> LazyLoads.load, where the relationship opted in
     every statement of every connection -> Writer.record, into the connection's write set, unless it only reads
     a connection's outermost COMMIT     -> Writer.commit around it
     a connection's outermost ROLLBACK   -> the write set is forgotten
@@ -22,12 +23,11 @@ from typing import Any
 from sqlalchemy import Table, event
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Mapper, Session
-from sqlalchemy.pool import Pool
 
 from . import _sqlalchemy
 from ._effects import Outcome
 from ._sqltext import ends_transaction, is_text, isolates, isolates_for_good, makes_temporary, prepares
-from ._writeset import Transaction, forget, known_transaction_of, transaction_of
+from ._writeset import Transaction, known_transaction_of, shares_transactions, transaction_of
 from ._writing import outcome_of
 from .cache import Cache
 from .config import config_of
@@ -41,7 +41,6 @@ class Hooks:
         self._cache = cache
         self._patches = _sqlalchemy.Patches()
         self._listeners: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
-            (Pool, "checkin", self._checkin),
             (Mapper, "after_mapper_constructed", self._mapper_constructed),
             (Table, "after_parent_attach", self._table_attached),
         )
@@ -52,6 +51,8 @@ class Hooks:
         """Hook in."""
         self._patches.replace(Session, "get", self._get)
         self._patches.replace(Session, "_merge", _merge)
+        if self._cache.settings.enabled:
+            self._patches.replace(_sqlalchemy.LazyLoader, "_emit_lazyload", self._lazy_load)
         self._patches.replace(Connection, "_begin_impl", _begin)
         self._patches.replace(Connection, "_begin_twophase_impl", _begin)
         self._patches.replace(Connection, "_exec_single_context", self._execute)
@@ -81,6 +82,19 @@ class Hooks:
 
         return get
 
+    def _lazy_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        lazy_loads = self._cache.lazy_loads
+        link_of = lazy_loads.link
+
+        @functools.wraps(original)
+        def emit_lazyload(loader: Any, *arguments: Any) -> Any:
+            link = link_of(loader)
+            if link is None:
+                return original(loader, *arguments)
+            return lazy_loads.load(link, lambda: original(loader, *arguments), *arguments)
+
+        return emit_lazyload
+
     def _after_begin(self, session: Session, transaction: Any, connection: Connection) -> None:
         transaction_of(connection).sessions.add(session)
 
@@ -106,14 +120,19 @@ class Hooks:
         return commit
 
     def _execute(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        only_reads = self._cache.statements.only_reads
+        only_reads, is_of_the_dialect = self._cache.statements.only_reads, _sqlalchemy.is_of_the_dialect
 
         @functools.wraps(original)
         def execute(connection: Connection, dialect: Any, context: Any, *args: Any) -> Any:
-            if _sqlalchemy.is_of_the_dialect(connection):
-                return original(connection, dialect, context, *args)
+            if only_reads(context) or is_of_the_dialect(connection):
+                try:
+                    return original(connection, dialect, context, *args)
+                except BaseException as error:
+                    if not is_of_the_dialect(connection):
+                        self._failed(connection, None, error)
+                    raise
             try:
-                fenced = None if only_reads(context) else self._before(connection, context)
+                fenced = self._before(connection, context)
             except BaseException as error:
                 context.cursor.close()
                 self._failed(connection, known_transaction_of(connection), error)
@@ -172,11 +191,6 @@ class Hooks:
         if not connection.closed and not connection.invalidated and connection.in_transaction():
             transaction_of(connection).failed = True
 
-    def _checkin(self, dbapi_connection: Any, record: Any) -> None:
-        # A COMMIT that SQLite refuses leaves its transaction open, and SQLAlchemy's pool hands it to the next user.
-        if not _sqlalchemy.in_transaction(dbapi_connection):
-            forget(record.info)
-
     # what is cached
 
     def _mapper_constructed(self, mapper: Mapper[Any], class_: type) -> None:
@@ -190,11 +204,17 @@ class Hooks:
 def _begin(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def begin(self: Connection, *args: Any) -> None:
+        state = transaction_of(self)
+        if state.began is not None and not shares_transactions(self.engine.pool):
+            # Its last user has not ended it here: the pool has rolled it back. But a COMMIT that SQLite refuses leaves
+            # its transaction open, and the pool hands it on.
+            if not _sqlalchemy.in_transaction(self.connection.dbapi_connection):
+                state.end()
         now = time.monotonic()
         original(self, *args)
-        state = transaction_of(self)
         if state.began is None:  # a shared DBAPI connection may have begun before
             state.began = now
+        _sqlalchemy.hold(self, state)
 
     return begin
 
@@ -202,7 +222,7 @@ def _begin(original: Callable[..., None]) -> Callable[..., None]:
 def _rollback(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def rollback(self: Connection, *args: Any) -> None:
-        state = known_transaction_of(self)
+        state = _sqlalchemy.held_by(self) or known_transaction_of(self)
         try:
             original(self, *args)
         finally:

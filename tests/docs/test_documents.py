@@ -55,7 +55,8 @@ def programs(document: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-PROGRAMS = programs("README.md") | programs("docs/quickstart.md")
+PROGRAMS = programs("README.md") | programs("docs/quickstart.md") | programs("docs/fast-reads.md")
+PROGRAMS |= programs("docs/following.md")
 
 
 def run(source: str | Path, folder: Path, **environment: str) -> str:
@@ -92,7 +93,7 @@ def test_section_prints_what_it_says(title: str, tmp_path: Path, redis_url: str,
 
 def test_documents_have_programs() -> None:
     """The blocks are found: no section drops out unseen."""
-    assert len(PROGRAMS) == 7
+    assert len(PROGRAMS) == 11
     for document in ("README.md", "docs/quickstart.md"):
         blocks = (ROOT / document).read_text().count("```python\n")
         found = [source for title, (source, _) in PROGRAMS.items() if title.startswith(document)]

@@ -204,3 +204,17 @@ async def test_cancelled(databases: Databases) -> None:
                 world.look("then", await session.get(ZHero, 1))
 
     await both(databases, play)
+
+
+async def test_get_outside_of_a_greenlet(databases: Databases) -> None:
+    """A get that a miss would end in MissingGreenlet ends so, too, where the row is in the cache."""
+
+    async def play(world: World, engine: AsyncEngine) -> None:
+        await warm(world, engine, (ZHero, 1))
+        async with AsyncSession(engine) as session:
+            await tried(world, "outside", lambda: session.sync_session.get(ZHero, 1))
+        async with AsyncSession(engine) as session:
+            with world.expecting("hit"):
+                world.look("inside", await session.get(ZHero, 1))
+
+    await both(databases, play)

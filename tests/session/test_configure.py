@@ -33,6 +33,7 @@ from sqlmodel_cache import (
     Settings,
     SQLModelCache,
 )
+from sqlmodel_cache._sqlalchemy import LazyLoader
 
 
 def test_defaults() -> None:
@@ -85,7 +86,7 @@ def test_password_of_a_url_stays_out_of_errors() -> None:
 
 def attributes() -> dict[Any, Any]:
     """Return what the library may change in SQLAlchemy and SQLModel."""
-    owners = [Session, PlainSession, AsyncSession, Connection, Engine, Pool, Mapper, Table, SQLModel, Hero]
+    owners = [Session, PlainSession, AsyncSession, Connection, Engine, Pool, Mapper, Table, SQLModel, Hero, LazyLoader]
     return {(owner, name): value for owner in owners for name, value in vars(owner).items() if name != "_abc_impl"}
 
 

@@ -73,6 +73,11 @@ class Wire:
         return [asyncio.ensure_future(self.batches.execute(effect)) for effect in effects]
 
 
+async def all_of(*asked: Any, return_exceptions: bool = False) -> list[Any]:
+    """Return the replies to all; one that does not come fails the test, and does not hang it."""
+    return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=return_exceptions), PATIENT)
+
+
 async def turns(count: int) -> None:
     """Let the loop take some turns: in the first tasks begin, in the second the leader goes on, then its batch."""
     for _ in range(count):
@@ -98,7 +103,7 @@ async def test_lone_effect_goes_alone() -> None:
     wire.gate.set()
     for effect in effects(3):
         before = asyncio.all_tasks()
-        assert await wire.batches.execute(effect) == effect.entry.row
+        assert await asyncio.wait_for(wire.batches.execute(effect), PATIENT) == effect.entry.row
         assert asyncio.all_tasks() == before
     assert wire.alone == effects(3)
     assert wire.together == []
@@ -110,7 +115,7 @@ async def test_effects_of_one_turn_go_together(count: int) -> None:
     wire = Wire()
     wire.gate.set()
     asked = effects(count)
-    assert await asyncio.gather(*wire.start(asked)) == rows(asked)
+    assert await all_of(*wire.start(asked)) == rows(asked)
     assert wire.alone == []
     [together] = wire.together
     assert sorted(together, key=repr) == sorted(asked, key=repr)
@@ -129,7 +134,7 @@ async def test_batch_in_flight_holds_up_nobody() -> None:
     await turns(3)
     assert len(wire.alone) == 1
     wire.gate.set()
-    assert await asyncio.gather(*later, *lone) == [*rows(effects(3)), *rows(effects(2)), *rows(effects(1))]
+    assert await all_of(*later, *lone) == [*rows(effects(3)), *rows(effects(2)), *rows(effects(1))]
 
 
 @pytest.mark.parametrize("extra", [0, 1, 2, 700])
@@ -138,11 +143,30 @@ async def test_batch_is_bounded(extra: int) -> None:
     wire = Wire()
     wire.gate.set()
     asked = effects(_batches.MAX_BATCH + extra)
-    assert await asyncio.gather(*wire.start(asked)) == rows(asked)
+    assert await all_of(*wire.start(asked)) == rows(asked)
     sizes = [len(batch) for batch in wire.together] + [1] * len(wire.alone)
     assert max(sizes) == _batches.MAX_BATCH
     assert sum(sizes) == len(asked)
     assert len(sizes) == -(-len(asked) // _batches.MAX_BATCH)
+
+
+async def test_full_batch_that_leaves_does_not_close_the_next() -> None:
+    """Who comes between the turns of two leaders joins the second."""
+    wire = Wire()
+    wire.gate.set()
+    asked = effects(_batches.MAX_BATCH + 2)
+    between: list[asyncio.Task[Any]] = []
+
+    async def come_between() -> None:
+        between.extend(wire.start(asked[-1:]))  # begins after the first leader's turn, and before the second's
+
+    first = wire.start(asked[:1])
+    coming = asyncio.ensure_future(come_between())
+    others = wire.start(asked[1:-1])
+    await all_of(coming, *first, *others)
+    await all_of(*between)
+    assert [len(batch) for batch in wire.together] == [_batches.MAX_BATCH, 2]
+    assert wire.alone == []
 
 
 @pytest.mark.parametrize("bad", [0, 1, 3])
@@ -153,7 +177,7 @@ async def test_error_of_one_is_only_its_own(bad: int) -> None:
     asked = effects(4)
     error = TransportError("a bad reply")
     wire.replies = lambda effects: [error if each == asked[bad] else each.entry.row for each in effects]
-    found = await asyncio.gather(*wire.start(asked), return_exceptions=True)
+    found = await all_of(*wire.start(asked), return_exceptions=True)
     assert found == [error if at == bad else row for at, row in enumerate(rows(asked))]
 
 
@@ -166,7 +190,7 @@ async def test_failure_of_all_is_everybodys_own() -> None:
     wire = Wire()
     wire.gate.set()
     wire.replies = fail
-    found = await asyncio.gather(*wire.start(effects(3)), return_exceptions=True)
+    found = await all_of(*wire.start(effects(3)), return_exceptions=True)
     assert [type(error) for error in found] == [TransportError] * 3
     assert len(set(map(id, found))) == 3
     assert all(isinstance(error.__cause__, LookupError) for error in found if isinstance(error, TransportError))
@@ -184,13 +208,14 @@ async def test_cancelled_members_are_nobody_elses_business(who: set[int], moment
         tasks[at].cancel()
     await turns(4)
     wire.gate.set()
-    found = await asyncio.gather(*tasks, return_exceptions=True)
+    found = await all_of(*tasks, return_exceptions=True)
     for at, reply in enumerate(found):
         assert isinstance(reply, asyncio.CancelledError) if at in who else reply == rows(asked)[at]
     sent = [*wire.alone, *(effect for batch in wire.together for effect in batch)]
     assert {effect for at, effect in enumerate(asked) if at not in who} <= set(sent)
     assert len(sent) == len(set(sent))
     assert len(wire.together) + len(wire.alone) <= 1
+    assert all(wire.together)  # nothing is not sent
     assert moment > 1 or len(sent) == 4 - len(who)  # who was cancelled before the trip is not sent
     wire.gate.set()
     assert await asyncio.wait_for(wire.batches.execute(asked[0]), PATIENT) == rows(asked)[0]
@@ -206,7 +231,7 @@ async def test_lone_leader_that_is_cancelled_sends_nothing() -> None:
     assert task.cancelled()
     assert (wire.alone, wire.together) == ([], [])
     wire.gate.set()
-    assert await asyncio.gather(*wire.start(effects(2))) == rows(effects(2))
+    assert await all_of(*wire.start(effects(2))) == rows(effects(2))
 
 
 def test_error_that_nobody_awaits_any_more_is_not_complained_of(
@@ -223,7 +248,7 @@ def test_error_that_nobody_awaits_any_more_is_not_complained_of(
         await turns(1)  # the batch has its replies, the members have not gone on
         for task in tasks:
             task.cancel()
-        found = await asyncio.gather(*tasks, return_exceptions=True)
+        found = await all_of(*tasks, return_exceptions=True)
         assert [type(error) for error in found] == [asyncio.CancelledError] * 3
 
     loop.run_until_complete(act())
@@ -242,7 +267,7 @@ def test_batch_that_is_cancelled_with_its_loop_fails_its_members(
         await turns(3)
         for task in asyncio.all_tasks() - {*asked, asyncio.current_task()}:
             task.cancel()
-        found = await asyncio.gather(*asked, return_exceptions=True)
+        found = await all_of(*asked, return_exceptions=True)
         assert [type(error) for error in found] == [TransportError] * 3
 
     loop.run_until_complete(act())
@@ -287,7 +312,7 @@ async def test_batch_is_in_nobodys_context() -> None:
     mine.set("private")
     wire = Wire()
     wire.gate.set()
-    await asyncio.gather(*wire.start(effects(2)))
+    await all_of(*wire.start(effects(2)))
     assert wire.contexts == [0]
 
 
@@ -329,6 +354,7 @@ async def using(url: str, act: Act, timeout: float = PATIENT, **options: Any) ->
         for entry in ENTRIES:
             lease = await patient.aexecute(Lease(entry, FINGERPRINT, id_of("lease"), replace=True))
             await patient.aexecute(Fill(entry, lease, FINGERPRINT, entry.row.encode(), TTL_MS))
+        await transport.aexecute(Lease(ENTRIES[0], FINGERPRINT, id_of("first")))  # from now on it knows the server
         await act(transport)
     finally:
         await patient.aclose()
@@ -343,7 +369,7 @@ async def test_look_ups_of_one_turn_are_one_mget(redis_client: redis.Redis, redi
         redis_client.config_resetstat()
         before = sent.times
         entries = [ENTRIES[n % 3] for n in range(100)]
-        found = await asyncio.gather(*(transport.aexecute(Lookup(entry, FINGERPRINT)) for entry in entries))
+        found = await all_of(*(transport.aexecute(Lookup(entry, FINGERPRINT)) for entry in entries))
         assert found == [entry.row.encode() for entry in entries]
         assert sent.times - before == 1
         for entry in ENTRIES:
@@ -374,7 +400,7 @@ async def test_readers_of_all_kinds_go_together_and_commits_do_not(
         begin = Begin(Keys((ELSEWHERE.row,), ()), id_of("token"), FENCE_TTL_MS)
         for counts in (False, True):  # the first time connections are opened, and scripts loaded
             before = sent.times
-            found = await asyncio.gather(*map(transport.aexecute, [*readers, begin]))
+            found = await all_of(*map(transport.aexecute, [*readers, begin]))
             assert found == [NEIGHBOUR.row.encode(), Hit(ENTRY.row.encode()), False, None, None]
             assert sent.times - before == 2 or not counts
 
@@ -388,7 +414,7 @@ async def test_batch_that_is_not_answered_costs_everybody_the_timeout(server: se
         asked = [transport.aexecute(Lookup(entry, FINGERPRINT)) for entry in ENTRIES]
         server.process.send_signal(signal.SIGSTOP)
         try:
-            found = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), PATIENT)
+            found = await all_of(*asked, return_exceptions=True)
         finally:
             server.process.send_signal(signal.SIGCONT)
         assert [type(error) for error in found] == [TransportError] * 3
@@ -397,7 +423,7 @@ async def test_batch_that_is_not_answered_costs_everybody_the_timeout(server: se
 
     async def again(transport: RedisAsyncTransport) -> None:
         asked = [transport.aexecute(Lookup(entry, FINGERPRINT)) for entry in ENTRIES[::-1]]
-        assert await asyncio.gather(*asked) == [entry.row.encode() for entry in ENTRIES[::-1]]
+        assert await all_of(*asked) == [entry.row.encode() for entry in ENTRIES[::-1]]
 
     await using(server.url, act, BRIEF)
     await using(server.url, again)
@@ -414,9 +440,28 @@ async def test_timeout_of_one_caller_is_its_own(server: servers.RedisServer) -> 
                 await asyncio.wait_for(asked[0], BRIEF)
         finally:
             server.process.send_signal(signal.SIGCONT)
-        assert await asyncio.gather(*asked[1:]) == [entry.row.encode() for entry in ENTRIES[1:]]
+        assert await all_of(*asked[1:]) == [entry.row.encode() for entry in ENTRIES[1:]]
 
     await using(server.url, act)
+
+
+async def test_closing_waits_for_batches_that_nobody_awaits(server: servers.RedisServer) -> None:
+    """A batch whose callers have all gone is not left to a loop that may be closed next."""
+
+    async def act(transport: RedisAsyncTransport) -> None:
+        before = asyncio.all_tasks()
+        server.process.send_signal(signal.SIGSTOP)
+        asked = [asyncio.ensure_future(transport.aexecute(Lookup(entry, FINGERPRINT))) for entry in ENTRIES]
+        await turns(5)
+        for task in asked:
+            task.cancel()
+        await all_of(*asked, return_exceptions=True)
+        assert asyncio.all_tasks() != before
+        await transport.aclose()
+        assert asyncio.all_tasks() == before
+        server.process.send_signal(signal.SIGCONT)
+
+    await using(server.url, act, BRIEF)
 
 
 async def test_key_that_no_encoding_has_is_an_ordinary_one(redis_client: redis.Redis, redis_url: str) -> None:
@@ -427,7 +472,7 @@ async def test_key_that_no_encoding_has_is_an_ordinary_one(redis_client: redis.R
         lease = await transport.aexecute(Lease(odd, FINGERPRINT, id_of("odd")))
         assert await transport.aexecute(Fill(odd, lease, FINGERPRINT, PAYLOAD, TTL_MS)) is True
         asked = [transport.aexecute(Lookup(entry, FINGERPRINT)) for entry in (ENTRY, odd)]
-        assert await asyncio.gather(*asked) == [ENTRY.row.encode(), PAYLOAD]
+        assert await all_of(*asked) == [ENTRY.row.encode(), PAYLOAD]
         assert await transport.aexecute(Lookup(odd, FINGERPRINT)) == PAYLOAD
 
     await using(redis_url, act, encoding="latin-1")

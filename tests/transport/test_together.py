@@ -42,6 +42,7 @@ from sqlmodel_cache._effects import (
 )
 from sqlmodel_cache._plan import Effect
 from sqlmodel_cache.transport import _commands
+from sqlmodel_cache.transport.redis import _is_commit
 
 ENTRIES = (ENTRY, NEIGHBOUR, ELSEWHERE)
 LEASE = Lease(ENTRY, FINGERPRINT, id_of("lease"))
@@ -140,6 +141,29 @@ def test_effect_that_the_server_refuses_fails_alone(redis_backend: RedisBackend)
         assert isinstance(error.__cause__, redis.ResponseError)
 
 
+def test_command_that_the_server_refuses_is_no_lost_connection(redis_backend: RedisBackend) -> None:
+    """Where the server refuses the one command that all share, each effect fails by itself, and `Together` does not."""
+    client = redis_backend.client
+    client.execute_command("ACL", "SETUSER", "default", "-mget", "-evalsha")
+    try:
+        for effects in (_look_ups(*ENTRIES), _leases(ENTRY)):
+            failed = redis_backend.execute(Together(effects))
+            assert [type(error) for error in failed] == [TransportError] * len(effects)
+            assert all(isinstance(error.__cause__, redis.ResponseError) for error in failed)
+            assert len(set(map(id, failed))) == len(effects)
+    finally:
+        client.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert redis_backend.execute(Together(_look_ups(*ENTRIES))) == (None, None, None)
+
+
+def test_time_of_a_commit_is_given_where_a_commit_is_among_them() -> None:
+    """A `Together` with a BEGIN or an END has the budget of a commit, and one of readers that of a read."""
+    begin, end = Begin(ROW, id_of("token"), FENCE_TTL_MS), End(ROW, id_of("token"), id_of("end"))
+    assert not _is_commit(Together((*_look_ups(ENTRY), *_leases(ENTRY))))
+    assert _is_commit(Together((*_look_ups(ENTRY), begin)))
+    assert _is_commit(Together((end,)))
+
+
 def test_look_ups_share_one_mget_with_each_key_once(redis_backend: RedisBackend) -> None:
     """However many look-ups there are, they are one MGET, and a key that several need is asked for once."""
     effects = _look_ups(*ENTRIES, *ENTRIES)
@@ -201,7 +225,7 @@ def test_reply_to_an_mget_that_makes_no_sense_fails_its_look_ups(reply: object) 
     """Without the keys that it was asked for a reply is nobody's; the effects beside it are not concerned."""
     effects = (*_look_ups(ENTRY, ELSEWHERE), LEASE)
     parcel = _commands.pack(effects)
-    *failed, leased = _commands.unpack(effects, parcel, [reply, [b"fenced"]])
+    *failed, leased = _commands.unpack(effects, parcel, [reply, [b"fenced", b""]])
     assert leased == Fenced()
     for error in failed:
         assert isinstance(error, TransportError)

@@ -91,7 +91,7 @@ class Batches:
 
 
 def _tell(batch: list[_Member], replies: Sequence[Any]) -> None:
-    # An error is a result here, too: a future that nobody awaits any more would complain of its exception.
+    # An error is a result here, as it is in `Together`; who awaits it raises it.
     for (_, future), reply in zip(batch, replies, strict=True):
         if not future.done():
             future.set_result(reply)
