@@ -47,7 +47,7 @@ class Faults:
             self._all |= {
                 "followers killed": lambda: followers.kill(self._random),
                 "followers frozen": lambda: followers.freeze(self._random, FREEZE_SECONDS),
-                "followers restarted": followers.restart,
+                "followers restarted": lambda: followers.restart(self._random),
             }
         self._left: list[str] = []
 

@@ -49,26 +49,37 @@ class Followers:
         return subprocess.Popen(self._command, cwd=ROOT, stderr=self._log)
 
     def kill(self, chance: random.Random) -> None:
-        """Kill one or both without warning, and let others take their places."""
-        doomed = chance.choice(([0], [1], [0, 1]))
-        for at in doomed:
-            self._all[at].kill()
-            self._all[at].wait()
-            self._all[at] = self._new()
+        """Kill one without warning, and start another."""
+        self._await_both()
+        self._replace(chance.randrange(2), signal.SIGKILL)
 
     def freeze(self, chance: random.Random, seconds: float) -> None:
         """Stop one in what it does, and let it go on later."""
+        self._await_both()
         frozen = chance.choice(self._all)
         frozen.send_signal(signal.SIGSTOP)
         time.sleep(seconds)
         frozen.send_signal(signal.SIGCONT)
 
-    def restart(self) -> None:
-        """Tell one after the other to end, and start another, as a release does."""
-        for at, each in enumerate(self._all):
-            each.terminate()
-            each.wait()
-            self._all[at] = self._new()
+    def restart(self, chance: random.Random) -> None:
+        """Tell one to end, and start another."""
+        self._await_both()
+        self._replace(chance.randrange(2), signal.SIGTERM)
+
+    def _replace(self, at: int, number: signal.Signals) -> None:
+        self._all[at].send_signal(number)
+        self._all[at].wait()
+        self._all[at] = self._new()
+
+    def _await_both(self) -> None:
+        """Wait until both are connected, so that a lag is not the time that a process takes to start."""
+        query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender' AND application_name = %s"
+        until = time.monotonic() + START_SECONDS
+        with psycopg.connect(self._database_url, autocommit=True) as connection:
+            while connection.execute(query, ("sqlmodel-cache follow",)).fetchone() != (2,):
+                if time.monotonic() > until:
+                    raise RuntimeError(f"two followers are not there within {START_SECONDS} s")
+                time.sleep(LOOK_SECONDS)
 
     def said(self) -> str:
         """Return the last that they have logged."""
