@@ -16,7 +16,7 @@ help:
 	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
 	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
 	@echo 'make test20   the same on SQLAlchemy 2.0'
-	@echo 'make soak     ten minutes of readers, writers and faults, and followers killed; SOAK_SECONDS=60 for one'
+	@echo 'make soak     ten minutes of readers, writers, others and faults, then followers killed; SOAK_SECONDS=60 for one'
 	@echo 'make bench    race every path against its floor, into docs/performance.md; BENCH_ARGS="in_process" for one'
 	@echo 'make compat   the test suites of SQLModel and SQLAlchemy themselves, with every class cached; COMPAT_ARGS="--suite sqlmodel"'
 	@echo 'make compat20 the same on SQLAlchemy 2.0'
@@ -40,7 +40,7 @@ SOAK_SECONDS ?= 600
 SOAK_CHANGES ?= 1000000
 
 soak: $(VENV)/dev.stamp
-	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong
+	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong --others followed
 	$(VENV)/bin/python -m soak.following --changes $(SOAK_CHANGES) --kills 20
 
 COMPAT_ARGS ?=

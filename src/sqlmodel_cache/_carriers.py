@@ -205,7 +205,8 @@ def _as_it_is(value: Any) -> Any:
 
 def _checked(value: Any, whole: type, kinds: tuple[type, ...]) -> Any:
     """Return an array of any depth whose items have one of these types, or are None; of none, whatever they are."""
-    if type(value) is not whole:
+    kind: object = type(value)
+    if kind is not whole:
         raise Unfit(f"not a {whole.__name__}")
     items: Any = value
     if kinds:
@@ -238,7 +239,8 @@ def _one_range(value: Any) -> Any:
 
 
 def _several(value: Any) -> Any:
-    if type(value) is not postgresql.ranges.MultiRange:
+    kind: object = type(value)
+    if kind is not postgresql.ranges.MultiRange:
         raise Unfit("not a multirange")
     for item in value:
         _one_range(item)

@@ -83,6 +83,16 @@ def test_row_that_is_not_certain_is_the_tables(changed: Change, columns: Sequenc
     assert (batch.writes.rows, HERO in batch.writes.tables) == ({}, True)
 
 
+def test_key_of_text_that_was_not_sent_is_no_text() -> None:
+    """A large key that is stored elsewhere and did not change is told only as the old one, or not at all."""
+    code, badge = Column("code", True), TableRef("ns", "badge")
+    unchanged = (Gap.UNCHANGED, "x")
+    told = stale(change("U", ("a", Gap.NULL), unchanged), columns=(code, NAME), name="badge").take().writes
+    assert (told.rows[badge], told.tables) == ({"a"}, set())
+    untold = stale(change("U", None, unchanged), columns=(code, NAME), name="badge").take().writes
+    assert (untold.rows, badge in untold.tables) == ({}, True)
+
+
 def test_truncate_is_the_tables() -> None:
     """TRUNCATE empties whole tables, also ones that are not cached, which do not matter."""
     batch = stale(Relation(2, "public", "nobody", ()), Truncate((1, 2))).take()

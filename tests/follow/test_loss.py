@@ -309,6 +309,27 @@ def test_follower_that_dies_before_it_has_invalidated_everything_leaves_a_mark(
         assert get_hero(database, pk).name == "new"
 
 
+def test_follower_that_no_longer_leads_leaves_no_mark(database: Engine, outside: psycopg.Connection[Any]) -> None:
+    """One that was frozen until another has begun with a new slot must not say that nothing has been missed.
+
+    1 A: invalidates, is frozen   2 B: slot made anew, dies   3 A: "ready"   4 C: would trust what B has not done
+    """
+    SQLModelCache.configure()
+    source = SQLModelCache.follower(database).source
+    source.setup()
+    try:
+        eventually(source.lead)
+        batch = source.watch()
+        assert batch is not None
+        ended = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE backend_type = 'walsender'"
+        assert outside.execute(ended).fetchone() == (True,)
+        before = remembered(database)
+        source.confirm(batch)
+        assert remembered(database) == before == "sqlmodel-cache: starting"
+    finally:
+        source.close()
+
+
 def test_change_from_before_the_setup_is_invalidated(database: Engine, outside: psycopg.Connection[Any]) -> None:
     """The first follower begins with everything: nobody has followed what was written until then."""
     SQLModelCache.configure()

@@ -221,6 +221,12 @@ def comment_sql(name: str, comment: str) -> str:
     return f"COMMENT ON PUBLICATION {quoted(name)} IS {literal(comment)}"
 
 
+def while_locked_sql(pid: int, statement: str) -> str:
+    """Return the statement that executes another if a session holds an advisory lock."""
+    held = f"SELECT FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND granted AND pid = {pid}"
+    return f"DO {literal(f'BEGIN IF EXISTS ({held}) THEN {statement}; END IF; END')}"
+
+
 def create_slot_sql(name: str) -> str:
     """Return the statement that makes the slot, and waits for all transactions that run now."""
     return f"SELECT pg_create_logical_replication_slot({literal(name)}, 'pgoutput')"

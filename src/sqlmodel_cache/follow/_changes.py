@@ -16,7 +16,7 @@ from .. import _keys
 from .._entities import Entities
 from .._shapes import CachedTable
 from .._writeset import TableRef, WriteSet
-from ._pgoutput import Begin, Change, Commit, DecodeError, Message, Relation, Truncate
+from ._pgoutput import Begin, Change, Commit, DecodeError, Gap, Message, Relation, Truncate
 
 # From the text that PostgreSQL, or a trigger, gives to a value of a type that may be a key. ValueError: it is none.
 _FROM_TEXT: Mapping[type, Callable[[str], Any]] = {
@@ -118,7 +118,10 @@ class Target:
 
     def _pks(self, change: Change) -> list[str] | None:
         rows = change.rows()
-        found = [self._pk(row) for row in (rows.old, rows.new) if row is not None]
+        old, new = rows.old, rows.new
+        if old is not None and new is not None and len(old) == len(new):
+            new = tuple(was if value is Gap.UNCHANGED else value for was, value in zip(old, new, strict=True))
+        found = [self._pk(row) for row in (old, new) if row is not None]
         known = [text for text in found if text is not None]
         return known if len(known) == len(found) else None
 
@@ -130,9 +133,11 @@ class Target:
 
 def pk_text(cached: CachedTable, texts: Sequence[Any]) -> str | None:
     """Return the text in keys of a primary key whose parts the database has written as text; None if it is none."""
+    if not all(isinstance(text, str) for text in texts):  # NULL, or a value that was not sent
+        return None
     try:
         parts = [_FROM_TEXT[type_](text) for type_, text in zip(cached.pk_types, texts, strict=True)]
-    except (ValueError, TypeError, AttributeError):  # NULL, infinity, another type
+    except ValueError:  # infinity, another type
         return None
     return cached.pk_text(parts)
 

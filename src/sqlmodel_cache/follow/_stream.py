@@ -253,12 +253,19 @@ class Stream:
         return int(oldest), int(newest)
 
     def _remember(self, digests: dict[Name, str]) -> None:
+        """Leave word for the next follower, if this one still leads.
+
+        1 A: invalidates, is frozen   2 B: makes the slot anew, dies   3 A: "ready"   4 C: trusts what B has not done
+        So the server writes it only while it holds A's lock for A.
+        """
         assert self._sql is not None  # noqa: S101
+        assert self._replication is not None  # noqa: S101
         self._digests = digests
         if not self._settling:
             state = _catalog.look(self._sql, self._name, ())
             if state.publication is not None and state.publication.mine:
-                self._sql.execute(_catalog.comment_sql(self._name, _catalog.ready(digests)).encode())
+                comment = _catalog.comment_sql(self._name, _catalog.ready(digests))
+                self._sql.execute(_catalog.while_locked_sql(self._replication.backend_pid, comment).encode())
 
     # the stream
 
