@@ -76,7 +76,7 @@ coverage: $(VENV)/dev.stamp
 	$(VENV)/bin/coverage report --show-missing
 
 docs: $(VENV)/docs.stamp
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 	@echo 'open site/index.html'
 
 build: $(VENV)/dev.stamp
