@@ -103,6 +103,7 @@ LAYERS: dict[str, set[str]] = {
     "cache": {
         "_driver",
         "_entities",
+        "_keys",
         "_lazy",
         "_namespace",
         "_queries",

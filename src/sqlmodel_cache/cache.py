@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from . import _keys
 from ._driver import Driver
 from ._entities import Entities
 from ._lazy import LazyLoads
@@ -34,6 +35,7 @@ class Cache:
             async_transport,
             fence_ttl_ms=settings.fence_ttl_ms,
             longest_ttl_ms=lambda: max(settings.default_ttl_ms, self.entities.longest_ttl_ms()),
+            prefix=_keys.escape(settings.key_prefix),
         )
         self.naming = naming = Naming(settings)
         self.reader = Reader(settings, self.driver, self.entities, naming, self.counters)
