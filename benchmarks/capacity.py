@@ -113,14 +113,15 @@ def main() -> None:
         print(meter.measure(GETS // 10, miss).row("miss: look-up, lease, fill"))
         print(meter.measure(COMMITS, lambda: commit(1)).row("commit of one row: fence, release"))
         print(meter.measure(COMMITS // 100, lambda: commit(100)).row("commit of 100 rows"), flush=True)
+        get(ROWS)
         memory(direct)
         print(f"\nThis process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB at most")
 
 
 def memory(client: redis.Redis) -> None:
     """Print what rows take in the server's memory."""
-    [key, *_] = client.keys("*}:*")
-    stored: Any = client.get(key)
+    values: dict[bytes, Any] = {key: client.get(key) for key in client.keys("*}:*")}
+    key, stored = next((key, value) for key, value in values.items() if value[:1] == b"V")
     before: Any = client.info("memory")
     count = 100_000
     pipe = client.pipeline(transaction=False)
