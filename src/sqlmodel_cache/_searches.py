@@ -64,7 +64,9 @@ class _Many(Generic[Decoded]):
 
     def look_up(self) -> Plan[None]:
         places = self._open()
-        replies = yield from self._ask([Lookup(self.entries[at], self.reading.fingerprint) for at in places])
+        replies = yield from self._ask(
+            [Lookup(self.entries[at], self.reading.fingerprint, self.reading.near) for at in places]
+        )
         for at, reply in zip(places, replies, strict=True):
             if isinstance(reply, TransportError):
                 self.unreachable.add(at)
@@ -174,7 +176,7 @@ class _Search(Generic[Place, Decoded]):
     def look_up(self) -> Plan[Answer[Decoded, Any] | None]:
         """Return the row if the hint leads to it."""
         entry, hint = self.finding.entry, self.finding.hint
-        payload = yield from perform(Lookup(entry, hint.fingerprint))
+        payload = yield from perform(Lookup(entry, hint.fingerprint, hint.near))
         if payload is None:
             return None
         self.hinted = True
@@ -183,7 +185,7 @@ class _Search(Generic[Place, Decoded]):
         if self.row is None:
             return None
         entry, reading = self.row
-        payload = yield from perform(Lookup(entry, reading.fingerprint))
+        payload = yield from perform(Lookup(entry, reading.fingerprint, reading.near))
         if payload is None:
             return None
         try:

@@ -39,11 +39,15 @@ class UniqueKey:
     _decoder: Any
 
     def text(self, values: Mapping[str, Any]) -> str | None:
-        """Return the text of a key, which no primary key has, or None unless the values have the columns' types."""
+        """Return the text of a key, which no primary key has, or None unless the values have the columns' types.
+
+        The values are hashed: they are no primary key, so nobody who looks at keys shall read them.
+        """
         parts = [values[name] for name in self.names]
         if any(type(part) is not wanted for part, wanted in zip(parts, self.types, strict=True)):
             return None
-        return f"/{','.join(map(_keys.escape, self.names))}={_keys.pk_text(parts)}"  # a primary key has no bare "/"
+        hidden = _keys.hidden(_keys.pk_text(parts))
+        return f"/{','.join(map(_keys.escape, self.names))}={hidden}"  # a primary key has no bare "/"
 
     def matches(self, row: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
         """Return whether a row has these very values."""

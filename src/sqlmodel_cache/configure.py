@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack
 
 from sqlalchemy.engine import Connection, Engine
@@ -15,7 +15,7 @@ from . import _sqlalchemy
 from ._entities import Entities
 from ._queries import Queries
 from .cache import Cache
-from .config import Duration, Namespace, Settings, milliseconds
+from .config import Duration, Key, Namespace, NearCache, Settings, milliseconds
 from .errors import ConfigurationError
 from .explanation import Explanation, explain
 from .metrics import Stats
@@ -63,6 +63,11 @@ class SQLModelCache:
         on_unreachable: Literal["serve", "refuse"] = "serve",
         snapshot_reads: Literal["requested", "database"] = "requested",
         fill_wait: Duration | None = 0.25,
+        near_cache: NearCache | None = None,
+        max_payload_bytes: int = 1_048_576,
+        encryption_key: Key | Sequence[Key] | None = None,
+        hash_keys: bool | Literal["rollout"] = False,
+        wait_replicas: int = 0,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -85,11 +90,24 @@ class SQLModelCache:
                 "database" does so, once a transaction has begun, where that is merely the database's default, too.
             fill_wait: seconds for which a get that misses waits for another one, here or in another process, that is
                 about to store the same row; then it reads the database itself. None never waits.
+            near_cache: keeps rows of the models with `CacheConfig(near=True)` in this process's memory, in front of
+                Redis, under the guarantee of `NearCache`.
+            max_payload_bytes: of a stored row. A larger one is not stored, and what is found larger is not decoded.
+            encryption_key: 16, 24 or 32 bytes, or their base64 text: what is stored is encrypted and authenticated by
+                AES-GCM. Of several keys the first encrypts, and all decrypt. Needs the extra `[encryption]`.
+            hash_keys: True puts a hash in the place of the primary key in keys, with a secret if there is an encryption
+                key. All processes must agree: "rollout" reads the database and invalidates by every name that
+                others may use; deploy it everywhere before True, and before False again.
+            wait_replicas: how many replicas of Redis must have a commit's fence before the database's COMMIT is sent:
+                all that may be promoted. A fence that they do not have in half a second could not be set, and
+                `on_unreachable` decides. docs/operations.md says what it is worth.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
         """
         sync_side, async_side = _both(transport, async_transport)
+        if wait_replicas and isinstance(sync_side, MemoryTransport):
+            raise ConfigurationError("wait_replicas", wait_replicas, "a MemoryTransport has no replicas: give 0")
         given = sync_side if transport is None or isinstance(transport, str) else transport
         settings = Settings(
             transport=async_side if given is None else given,
@@ -102,6 +120,11 @@ class SQLModelCache:
             on_unreachable=on_unreachable,
             snapshot_reads=snapshot_reads,
             fill_wait=fill_wait,
+            near_cache=near_cache,
+            max_payload_bytes=max_payload_bytes,
+            encryption_key=encryption_key,
+            hash_keys=hash_keys,
+            wait_replicas=wait_replicas,
         )
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()

@@ -13,6 +13,7 @@ class Stats:
     """
 
     hits: int = 0  # gets answered from the cache
+    near_hits: int = 0  # those of the hits that were answered from this process's near cache
     misses: int = 0  # gets that looked in the cache and then read the database
     bypasses: int = 0  # gets that went to the database by rule, without looking
     fills: int = 0  # rows stored

@@ -13,7 +13,7 @@ import redis.sentinel
 from transport.backends import ENTRY, FINGERPRINT, PAYLOAD, ROW, TTL_MS, id_of
 
 from sqlmodel_cache import ConfigurationError, MemoryTransport, RedisAsyncTransport, RedisSyncTransport
-from sqlmodel_cache._effects import Begin, Fill, Lease, Lookup
+from sqlmodel_cache._effects import Begin, Fill, Hit, Lease, Lookup
 from sqlmodel_cache.transport import AsyncTransport, SyncTransport
 from sqlmodel_cache.transport.redis import from_url
 
@@ -90,7 +90,7 @@ def test_clients_of_a_url_share_a_server(redis_url: str, redis_client: redis.Red
     sync, twin = from_url(redis_url)
     granted = sync.execute(LEASE)
     assert sync.execute(Fill(ENTRY, granted, FINGERPRINT, PAYLOAD, TTL_MS)) is True
-    assert asyncio.run(_look_up_and_close(twin)) == PAYLOAD
+    assert asyncio.run(_lease_and_close(twin)) == Hit(PAYLOAD)
     assert redis_client.exists(ENTRY.row)
     sync.close()
 
@@ -227,8 +227,8 @@ def test_transports_are_what_they_say() -> None:
     assert MemoryTransport().blocking is False
 
 
-async def _look_up_and_close(transport: RedisAsyncTransport) -> Any:
-    found = await transport.aexecute(LOOKUP)
+async def _lease_and_close(transport: RedisAsyncTransport) -> Any:
+    found = await transport.aexecute(LEASE)
     await transport.aclose()
     return found
 

@@ -141,8 +141,9 @@ def test_passenger_who_leads_nothing_may_land(flights: Flights) -> None:
     alone.land()
 
 
-def test_thread_does_not_wait_for_itself(flights: Flights) -> None:
+def test_thread_does_not_wait_for_itself(flights: Flights, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader inside its own flight, as in a load listener or a finalizer, would wait for nothing."""
+    monkeypatch.setattr(_flights._Thread, "wait", None)
     leader = lead(flights)
     assert Passenger(flights).execute(JOIN) == Landed(None)
     assert leader.execute(Land(b"row")) is None

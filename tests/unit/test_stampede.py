@@ -340,6 +340,20 @@ def test_polls_of_a_corrupt_row_take_what_another_fills() -> None:
     plan.ends(Answer(Source.HIT, "row", None))
 
 
+def test_reader_that_polls_does_not_wait_for_a_fill_that_would_be_invalid() -> None:
+    """The table was written meanwhile: the election stands, and what it fills is of the table's old version."""
+    newer = Granted(GRANTED.version, b"newer table version")
+    plan = leads()
+    plan.asks(asking(), filling(50))
+    plan.asks(Wait(2), None)
+    plan.asks(asking(2), Filling(newer, 48))
+    plan.asks(Depart(), None)
+    plan.asks(Load(), LOADED)
+    plan.asks(Land(b"row"), None)
+    plan.asks(Fill(ENTRY, newer, FINGERPRINT, b"row", TTL_MS), True)
+    plan.ends(Answer(Source.FILLED, None, "instance"))
+
+
 @pytest.mark.parametrize("left_ms", [0, 1])
 def test_polls_end_whatever_a_transport_says(left_ms: int) -> None:
     """An elected one with no time left, told again and again, is not waited for without end."""

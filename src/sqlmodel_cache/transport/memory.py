@@ -42,6 +42,7 @@ class _Fence:
     version: bytes
     pending: dict[bytes, float] = field(default_factory=dict)  # token -> deadline, ms
     expires: float = 0.0  # ms; 0 = never
+    server: object = None  # of a table: in which life of the transport a lease was granted under the version
     election: float = 0.0  # until when somebody is asked to fill, ms; 0 = nobody is. Never beside pending tokens
 
     def is_pending(self, now: float) -> bool:
@@ -90,6 +91,7 @@ class MemoryTransport:
         self._rows: OrderedDict[str, _Fence | _Value] = OrderedDict()  # least recently used first
         self._tables: dict[str, _Fence] = {}
         self._count = 0
+        self._server = object()  # another after everything was forgotten, as a server's name is when it starts
 
     def execute(self, effect: Effect[Any]) -> Any:
         """Return the effect's reply; never waits on anything but a lock held for microseconds."""
@@ -111,6 +113,7 @@ class MemoryTransport:
         with self._lock:
             self._rows.clear()
             self._tables.clear()
+            self._server = object()
 
     def evict(self, key: str) -> bool:
         """Forget one key of a row or of a table's shard; return whether it was there."""
@@ -143,6 +146,8 @@ class MemoryTransport:
         fence = self._tables.get(table)
         if fence is None or fence.version != held.table_version or fence.pending:
             return None
+        if fence.server is not self._server:
+            return None
         if held.expires <= self._clock() * 1000:
             return None
         try:
@@ -163,10 +168,12 @@ class MemoryTransport:
         row, table = effect.entry
         shard = self._tables.get(table)
         if shard is None:
-            shard = self._tables[table] = _Fence(self._fresh(effect.id))
+            shard = self._tables[table] = _Fence(self._fresh(effect.id), server=self._server)
         shard.prune(now)
         if shard.pending:
             return Fenced()
+        if shard.server is not self._server:
+            shard.version, shard.server = self._fresh(effect.id), self._server
         held = self._held(row, now)
         if type(held) is _Value and held.table_version == shard.version:
             payload = None if effect.replace else held.payloads.get(effect.fingerprint)

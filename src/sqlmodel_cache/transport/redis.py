@@ -19,11 +19,12 @@ from redis.retry import Retry
 
 from .._effects import Begin, End, Fill, Lease, Lookup, Resign, Together
 from .._plan import Effect
-from ..config import Duration, milliseconds
+from ..config import Duration, flag, milliseconds
 from ..errors import ConfigurationError
 from . import _commands
 from ._batches import Batches
 from ._commands import Command, Words
+from ._servers import signing, signing_async
 
 # What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
 _TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError)
@@ -51,6 +52,9 @@ class RedisSyncTransport:
             yours to close.
         timeout: seconds that one read of the cache may take.
         commit_timeout: seconds that one invalidation around a commit may take.
+        check_server: whether a value is valid only on the server, and in that run of it, under which it was stored:
+            a restored or promoted server serves nothing that it may have missed the invalidation of. False where one
+            connection speaks to several servers: through a proxy that spreads keys or reads.
 
     Raises:
         ConfigurationError: `client` is something else; the duration is not positive.
@@ -58,14 +62,22 @@ class RedisSyncTransport:
 
     blocking = True
 
-    def __init__(self, client: redis.Redis, *, timeout: Duration = 0.25, commit_timeout: Duration = 1.0) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        timeout: Duration = 0.25,
+        commit_timeout: Duration = 1.0,
+        check_server: bool = True,
+    ) -> None:
         if not isinstance(client, redis.Redis):
             raise ConfigurationError("client", client, _wrong_client(client, "redis.Redis", "RedisAsyncTransport"))
         self.client = client
         self.timeout_ms = milliseconds("timeout", timeout)
         self.commit_timeout_ms = milliseconds("commit_timeout", commit_timeout)
-        self._reads: Any = _bounded(client, self.timeout_ms)
-        self._commits: Any = _bounded(client, self.commit_timeout_ms)
+        self.check_server = flag("check_server", check_server)
+        self._reads: Any = _bounded(client, self.timeout_ms, signs=self.check_server)
+        self._commits: Any = _bounded(client, self.commit_timeout_ms, signs=False)
 
     def execute(self, effect: Effect[Any]) -> Any:
         """Return the effect's reply; raises TransportError when Redis does not give one in time."""
@@ -117,6 +129,7 @@ class RedisSyncTransport:
             _twin_client(self.client, to_async=True),
             timeout=self.timeout_ms / 1000,
             commit_timeout=self.commit_timeout_ms / 1000,
+            check_server=self.check_server,
         )
         twin._given_away = True
         return twin
@@ -184,17 +197,25 @@ class RedisAsyncTransport:
     """Cached rows in Redis, for `AsyncSession`.
 
     Args:
-        client: a `redis.asyncio.Redis`; it stays yours to close. In an event loop other than the first that used
-            it, a client with the same settings takes its place.
+        client: a `redis.asyncio.Redis`. Its settings are used, in every event loop by a client of its own, and it
+            stays yours to close.
         timeout: seconds that one read of the cache may take.
         commit_timeout: seconds that one invalidation around a commit may take.
+        check_server: whether a value is valid only on the server, and in that run of it, under which it was stored:
+            a restored or promoted server serves nothing that it may have missed the invalidation of. False where one
+            connection speaks to several servers: through a proxy that spreads keys or reads.
 
     Raises:
         ConfigurationError: `client` is something else; the duration is not positive.
     """
 
     def __init__(
-        self, client: redis.asyncio.Redis, *, timeout: Duration = 0.25, commit_timeout: Duration = 1.0
+        self,
+        client: redis.asyncio.Redis,
+        *,
+        timeout: Duration = 0.25,
+        commit_timeout: Duration = 1.0,
+        check_server: bool = True,
     ) -> None:
         if not isinstance(client, redis.asyncio.Redis):
             raise ConfigurationError(
@@ -203,6 +224,7 @@ class RedisAsyncTransport:
         self.client = client
         self.timeout_ms = milliseconds("timeout", timeout)
         self.commit_timeout_ms = milliseconds("commit_timeout", commit_timeout)
+        self.check_server = flag("check_server", check_server)
         # A connection belongs to the event loop that opened it, and so does a batch.
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
         self._given_away = False  # whether an event loop has taken `client`
@@ -223,6 +245,8 @@ class RedisAsyncTransport:
         if here is None:
             client = _twin_client(self.client, to_async=True) if self._given_away else self.client
             self._given_away = True
+            if self.check_server:
+                client = _signing_client(client)
             here = self._loops[loop] = _Loop(client, self.timeout_ms / 1000, self.commit_timeout_ms / 1000)
         return here
 
@@ -240,6 +264,7 @@ class RedisAsyncTransport:
             _twin_client(self.client, to_async=False),
             timeout=self.timeout_ms / 1000,
             commit_timeout=self.commit_timeout_ms / 1000,
+            check_server=self.check_server,
         )
 
 
@@ -273,8 +298,11 @@ def _without_password(url: str) -> str:
     return f"{head.partition('://')[0]}://***@{tail}" if at else url
 
 
-def _bounded(client: redis.Redis, timeout_ms: int) -> redis.Redis:
-    """Return a client with the same settings whose calls end within `timeout_ms` (each read of a reply)."""
+def _bounded(client: redis.Redis, timeout_ms: int, *, signs: bool) -> redis.Redis:
+    """Return a client with the same settings whose calls end within `timeout_ms` (each read of a reply).
+
+    Its connections sign their replies, or not: where a connection does not always speak to one server.
+    """
     pool = client.connection_pool
     if type(pool) not in (redis.ConnectionPool, redis.BlockingConnectionPool):
         return client  # a sentinel's or a test's own pool knows more than its settings say
@@ -282,7 +310,21 @@ def _bounded(client: redis.Redis, timeout_ms: int) -> redis.Redis:
     own.update(socket_timeout=timeout_ms / 1000, socket_connect_timeout=timeout_ms / 1000)
     own.update(retry=Retry(NoBackoff(), 0), retry_on_error=[], decode_responses=False)
     own.pop("retry_on_timeout", None)
-    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **own))
+    kind = signing(pool.connection_class) if signs else pool.connection_class
+    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **own))
+
+
+def _signing_client(client: Any) -> Any:
+    """Return an async client with the same settings, and connections of its own that sign their replies."""
+    pool = client.connection_pool
+    if type(pool) not in (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool):
+        return client  # as above
+    bounds = {"max_connections": pool.max_connections}
+    if isinstance(pool, redis.asyncio.BlockingConnectionPool):
+        bounds["timeout"] = pool.timeout
+    kind = signing_async(pool.connection_class)
+    own = type(pool)(connection_class=kind, **bounds, **pool.connection_kwargs)
+    return redis.asyncio.Redis(connection_pool=own)
 
 
 def _twin_client(client: Any, *, to_async: bool) -> Any:
