@@ -36,7 +36,8 @@ SQLITE = pytest.mark.parametrize("engine", ["sqlite", "sqlite+aiosqlite"], indir
 ASYNC = pytest.mark.parametrize("engine", ["sqlite+aiosqlite"], indirect=True)
 SYNC = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 MOODS = pytest.mark.parametrize("mood", ["refuse", "drop", "silent", "slow", "cut"])
-PATIENCE = 0.1  # seconds that the transports wait
+SHORT = 0.1  # seconds that transports wait where nobody answers in time
+PATIENCE = 30  # and where somebody does, however busy the machine is
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def direct(server: RedisServer) -> Iterator[redis.Redis]:
 def proxy(server: RedisServer, direct: redis.Redis) -> Iterator[Proxy]:
     """A proxy to it, whose replies are later than anybody waits when it is slow."""
     own = Proxy(server.port)
-    own.late = 2 * PATIENCE
+    own.late = 2 * SHORT
     yield own
     SQLModelCache.reset()
     own.close()
@@ -95,11 +96,11 @@ class CountingAsync(RedisAsyncTransport):
         return await super().aexecute(effect)
 
 
-def configure(proxy: Proxy, **options: Any) -> Asked:
+def configure(proxy: Proxy, patience: float = PATIENCE, **options: Any) -> Asked:
     """Configure both kinds of sessions to use the proxy; return what they ask. The library's thread has its own."""
     asked = Asked()
-    sync_side = CountingSync(redis.Redis(port=proxy.port), timeout=PATIENCE, commit_timeout=PATIENCE)
-    async_side = CountingAsync(redis.asyncio.Redis(port=proxy.port), timeout=PATIENCE, commit_timeout=PATIENCE)
+    sync_side = CountingSync(redis.Redis(port=proxy.port), timeout=patience, commit_timeout=patience)
+    async_side = CountingAsync(redis.asyncio.Redis(port=proxy.port), timeout=patience, commit_timeout=patience)
     async_side._given_away = True  # so that the transport closes its connections
     sync_side.asked = async_side.asked = asked
     SQLModelCache.configure(sync_side, async_transport=async_side, **options)
@@ -125,13 +126,10 @@ def test_reads_ask_five_times_and_then_no_more(
     engine: Engine, proxy: Proxy, direct: redis.Redis, mood: Mood, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each get asks once until the breaker opens, one time-out at the most; after that the server sees nothing."""
-    asked = configure(proxy)
+    asked = configure(proxy, SHORT if mood in ("silent", "slow") else PATIENCE)
     pk = add_hero(engine)
-    get_hero(engine, pk)
-    assert asked.effects == {Lookup: 1, Lease: 1, Fill: 1}
     without_keeper(monkeypatch)
     proxy.be(mood)
-    asked.effects.clear()
     for _ in range(FAILURES):
         assert get_hero(engine, pk).name == "Rusty"
     assert asked.effects == {Lookup: FAILURES}
@@ -195,7 +193,7 @@ def test_read_that_has_spent_its_time_asks_no_more(
 @pytest.mark.parametrize("mood", ["silent", "slow"])
 async def test_event_loop_is_not_blocked(engine: Engine, proxy: Proxy, mood: Mood) -> None:
     """While a get waits for a cache that does not answer, other tasks go on; so they do while a commit waits."""
-    configure(proxy)
+    configure(proxy, SHORT)
     async with AsyncEngine(engine).connect() as connection:
         pk = await connection.run_sync(lambda _: add_hero(engine))
     steps = 0
@@ -335,11 +333,13 @@ class OneLoop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.strangers = 0
         self.closed = 0
+        self.late = 0
 
     async def aexecute(self, effect: Any) -> Any:
         """Ask, in the first loop only."""
         here = asyncio.get_running_loop()
         self._loop = self._loop or here
+        self.late += self.closed
         if here is not self._loop:
             self.strangers += 1
             raise TransportError("another loop's client")
@@ -376,6 +376,7 @@ async def test_transport_of_one_event_loop_recovers_there(engine: Engine, proxy:
     proxy.be("pass")
     assert await SQLModelCache.aclose(timeout=30) is True
     assert transport.closed == 1
+    assert transport.late == 0  # what was owed was delivered before
 
 
 WRITER = """

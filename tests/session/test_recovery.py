@@ -440,11 +440,16 @@ def test_everything_that_is_owed_again_is_not_forgotten(monkeypatch: pytest.Monk
     monkeypatch.setattr(_debts.time, "monotonic", lambda: times[-1])
     debts.owe(Keys((), ("c:{t:0}",)))
 
-    def late() -> float:  # the reader looks at the clock, and a commit comes between
-        monkeypatch.setattr(_debts.time, "monotonic", lambda: times[-1])
-        times.append(61.0)
-        debts.owe(Keys((), ("c:{t:1}",)))
-        return times[-1]
+    class Late:
+        """A lock that a reader gets only after a commit has had it."""
 
-    monkeypatch.setattr(_debts.time, "monotonic", late)
+        def __enter__(self) -> None:
+            debts._lock = threading.Lock()
+            debts.owe(Keys((), ("c:{t:1}",)))
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    times.append(61.0)
+    debts._lock = Late()  # type: ignore[assignment]
     assert Entry("c:{u:0}:1", "c:{u:0}") in debts
