@@ -20,6 +20,8 @@ import redis
 import redis.asyncio
 from models import Hero, add_hero, get_hero
 from proxy import Mood, Proxy
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from servers import RedisServer
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -328,7 +330,7 @@ class OneLoop:
     """An async transport of somebody's own, whose client lives in one event loop and is closed once."""
 
     def __init__(self, port: int) -> None:
-        self._client = redis.asyncio.Redis(port=port)
+        self._client = redis.asyncio.Redis(port=port, retry=Retry(NoBackoff(), 0))
         self._transport = RedisAsyncTransport(self._client, timeout=PATIENCE, commit_timeout=PATIENCE)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.strangers = 0
