@@ -7,7 +7,7 @@ import socket
 import threading
 from typing import Literal
 
-Mood = Literal["pass", "refuse", "drop", "silent", "cut"]
+Mood = Literal["pass", "refuse", "drop", "silent", "slow", "cut"]
 
 
 class Proxy:
@@ -17,12 +17,16 @@ class Proxy:
     refuse  nobody can connect, and what was connected is closed
     drop    what is connected is closed at its next byte; new connections are closed at once
     silent  it takes everything and answers nothing: a black hole
+    slow    every reply comes late, by `late` seconds
     cut     a reply ends in the middle, and the connection with it
     """
 
     def __init__(self, port: int) -> None:
         self._target = port
         self.mood: Mood = "pass"
+        self.late = 0.02  # seconds
+        self.connections = 0  # that clients have made
+        self.bytes = [0, 0]  # from clients, from the server
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -70,6 +74,7 @@ class Proxy:
                 client = listener.accept()[0]
             except OSError:
                 return
+            self.connections += 1
             if self.mood == "drop":
                 client.close()
                 continue
@@ -81,6 +86,9 @@ class Proxy:
     def _forward(self, source: socket.socket, sink: socket.socket, is_reply: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
+                self.bytes[is_reply] += len(data)
+                if self.mood == "slow" and is_reply:
+                    threading.Event().wait(self.late)
                 if self.mood == "silent":
                     continue
                 if self.mood == "drop":

@@ -49,7 +49,7 @@ LAYERS: dict[str, set[str]] = {
         "transport._commands",
         "transport._servers",
     },
-    "transport.tracking": {"errors", "transport.redis"},
+    "transport.tracking": {"errors", "transport._servers", "transport.redis"},
     "transport": {"_plan", "transport.memory", "transport.redis"},
     "_sealing": {"_effects", "_plan", "errors"},
     "_driver": {

@@ -29,14 +29,18 @@ class Debts:
     def __init__(
         self, *, longest_ttl_ms: Callable[[], int] = lambda: 0, owing: Callable[[], object] = lambda: None
     ) -> None:
-        self._lock = threading.Lock()  # guards the fields; never held during I/O
+        self.forked()
         self.owed: dict[str, tuple[bool, int]] = {}  # key -> whether it is a row's, and when it was last owed
         self.any = False  # whether a row may be owed; read without the lock, by every get
         self._rows = 0  # how many of them are rows
         self._count = 0  # of all that was ever owed
         self._everything_until = 0.0  # seconds of time.monotonic()
-        self._longest_ttl_ms = longest_ttl_ms
-        self._owing = owing
+        self.longest_ttl_ms = longest_ttl_ms
+        self.owing = owing
+
+    def forked(self) -> None:
+        """Begin a process: the lock may be held for good by a thread that has stayed in the parent."""
+        self._lock = threading.Lock()  # guards the fields; never held during I/O
 
     def __bool__(self) -> bool:
         return bool(self.owed)
@@ -46,8 +50,10 @@ class Debts:
             return True
         if self._everything_until and time.monotonic() >= self._everything_until:
             with self._lock:
-                self._everything_until = 0.0
-                self.any = bool(self.owed)
+                # 1 R: its time has passed   2 W: everything is owed, again   3 R: forgets it. So it looks once more:
+                if time.monotonic() >= self._everything_until:
+                    self._everything_until = 0.0
+                    self.any = bool(self.owed)
         return self._everything_until > 0
 
     def owe(self, keys: Keys) -> None:
@@ -59,9 +65,9 @@ class Debts:
             if self._rows > MAX_ROWS:
                 self._owe_tables()
             if len(self.owed) - self._rows > MAX_TABLES:
-                self._everything_until = time.monotonic() + self._longest_ttl_ms() / 1000
+                self._owe_everything()
             self.any = True
-        self._owing()
+        self.owing()
 
     def _remember(self, keys: tuple[str, ...], *, is_row: bool) -> None:
         for key in keys:
@@ -75,6 +81,13 @@ class Debts:
             del self.owed[key]
         self._rows = 0
         self._remember(tuple({_keys.table_of(key) for key in rows}), is_row=False)
+
+    def _owe_everything(self) -> None:
+        """Forget the tables that are too many; until their rows have expired, every row is owed in their place."""
+        tables = [key for key, (is_row, _) in self.owed.items() if not is_row]
+        for key in tables[MAX_TABLES:]:
+            del self.owed[key]
+        self._everything_until = time.monotonic() + self.longest_ttl_ms() / 1000
 
     def ticket(self) -> int:
         """Return a number for `settle`, before the invalidation is sent."""

@@ -7,14 +7,16 @@ and only the way of waiting differs.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import math
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 from . import _protocol, _sqlalchemy
 from ._debts import Debts
-from ._effects import Entry, Keys, Lookup
+from ._effects import End, Keys, Lookup
 from ._near import Near
 from ._plan import Effect, Plan, run
 from ._recovery import Breaker, Keeper
@@ -22,8 +24,7 @@ from ._sealing import Gate
 from .errors import ConfigurationError, TransportError
 from .transport import AsyncTransport, SyncTransport
 
-# What is asked to see whether the cache answers: a row that nobody has.
-_NOBODY = Lookup(Entry("sqlmodelcache:{-}:-", "sqlmodelcache:{-}"), b"\0" * 8)
+LOOP_PATIENCE = 5.0  # seconds that an event loop may take to let a transport ask; it is the application's
 
 
 def new_id() -> bytes:
@@ -33,6 +34,13 @@ def new_id() -> bytes:
 
 class Driver:
     """The transports of one configuration, what stands in front of them, and what could not be delivered to them.
+
+    Args:
+        sync_transport: for sessions, and for the thread that tries again while the cache does not answer.
+        async_transport: for `AsyncSession`.
+        fence_ttl_ms: deadline of a fence that nobody releases.
+        longest_ttl_ms: after that, nothing that is stale now is left in the cache.
+        prefix: begins the one key that is written to see whether the cache answers.
 
     Attributes:
         execute: returns the cache's reply to an effect, waiting in the way that fits the caller. Raises
@@ -49,6 +57,7 @@ class Driver:
         *,
         fence_ttl_ms: int,
         longest_ttl_ms: Callable[[], int] = lambda: 0,
+        prefix: str = "sqlmodelcache",
         near: Near | None = None,
         replicas: int = 0,
     ) -> None:
@@ -56,9 +65,11 @@ class Driver:
         self.async_transport = async_transport
         self._gate = gate
         self.breaker = Breaker()
-        self.debts = Debts(longest_ttl_ms=longest_ttl_ms, owing=self._wake)
-        self._keeper = Keeper(self.breaker, self.debts, ask=lambda: self._perform_alone(_NOBODY), deliver=self._deliver)
         self._fence_ttl_ms = fence_ttl_ms
+        self._longest_ttl_ms = longest_ttl_ms
+        self._nobody = Keys((f"{prefix}:{{-}}:-",), ())
+        self._loop: asyncio.AbstractEventLoop | None = None  # the last one in which the cache did not answer
+        self._owe_to(Debts())
         given = [
             getattr(transport, "timeout_ms", math.inf) for transport in (sync_transport, async_transport) if transport
         ]
@@ -77,8 +88,27 @@ class Driver:
         """Return a plan's result; all its effects go to the cache."""
         return run(plan, self.execute)
 
+    def reading(self, spent: float = 0.0) -> Callable[[Effect[Any]], Any]:
+        """Return `execute` for one read, which has spent so many seconds: it asks no more when its time is up."""
+        if self.read_seconds == math.inf:
+            return self.execute
+        left = self.read_seconds - spent
+
+        def execute(effect: Effect[Any]) -> Any:
+            nonlocal left
+            if left <= 0:
+                raise TransportError(f"{type(effect).__name__}: this read has spent its time on the cache")
+            began = time.monotonic()
+            try:
+                return self.execute(effect)
+            finally:  # the database's time is not the cache's
+                left -= time.monotonic() - began
+
+        return execute
+
     def _execute(self, effect: Effect[Any]) -> Any:
         if self.breaker.is_open:
+            self._wake()
             raise TransportError(f"{type(effect).__name__}: the cache does not answer, and is not asked until it does")
         try:
             reply = self._perform(effect)
@@ -103,14 +133,33 @@ class Driver:
 
     # the keeper's side
 
+    def _owe_to(self, debts: Debts) -> None:
+        self.debts = debts
+        debts.longest_ttl_ms, debts.owing = self._longest_ttl_ms, self._wake
+        self._keeper = Keeper(self.breaker, debts, ask=self._ask, deliver=self._deliver)
+
+    def succeed(self, previous: Driver) -> None:
+        """Take over what another driver owes, before anybody has used this one. The other one does so no more."""
+        self._owe_to(previous.debts)
+        if self.debts:
+            self._wake()
+
     def _wake(self) -> None:
+        if self.sync_transport is None and _sqlalchemy.in_greenlet():
+            self._loop = asyncio.get_running_loop()
         self._keeper.wake()
+
+    def _ask(self) -> None:
+        # What a commit sends, to a row that nobody has: a server that answers readers may refuse writers.
+        self._perform_alone(End(self._nobody, new_id(), new_id()))
 
     def _perform_alone(self, effect: Effect[Any]) -> Any:
         """Return the cache's reply in a thread that is nobody's."""
         if self.sync_transport is not None:
             return self.sync_transport.execute(effect)
         assert self.async_transport is not None  # noqa: S101  configure() has seen to that
+        if self._loop is not None and self._loop.is_running():  # its client may be able to live there only
+            return _perform_in(self._loop, self.async_transport, effect)
         return asyncio.run(_once(self.async_transport, effect))
 
     def _deliver(self, keys: Keys) -> None:
@@ -138,6 +187,27 @@ async def _once(transport: AsyncTransport, effect: Effect[Any]) -> Any:
         return await transport.aexecute(effect)
     finally:
         await transport.aclose()
+
+
+def _perform_in(loop: asyncio.AbstractEventLoop, transport: AsyncTransport, effect: Effect[Any]) -> Any:
+    """Return the reply of a transport that is asked in another thread's event loop."""
+    answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    async def ask() -> None:
+        try:
+            answer.set_result(await transport.aexecute(effect))
+        except BaseException as error:
+            answer.set_exception(TransportError(f"{type(effect).__name__}: {type(error).__name__}: {error}"))
+            if not isinstance(error, Exception):  # the loop is at its end
+                raise
+
+    # The loop makes the coroutine: one that is made here, for a loop that has ended, would be awaited by nobody.
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        loop.call_soon_threadsafe(lambda: tasks.append(loop.create_task(ask())))
+        return answer.result(LOOP_PATIENCE)
+    except (RuntimeError, concurrent.futures.TimeoutError) as error:
+        raise TransportError(f"{type(effect).__name__}: the event loop does not answer") from error
 
 
 def _with_near(near: Near, execute: Callable[[Effect[Any]], Any]) -> Callable[[Effect[Any]], Any]:

@@ -139,11 +139,12 @@ class _Many:
         """Read through the cache. Return which of the others are still to be read: all, unless a SELECT was sent."""
         places = list(asked)
         left = others
+        ask = self._reader.driver.reading()
 
         def execute(effect: Effect[Any]) -> Any:
             nonlocal left
             if not isinstance(effect, LoadMany):
-                return self._reader.driver.execute(effect)
+                return ask(effect)
             wanted = [places[at] for at in effect.places]
             texts = [asked[place][0] for place in wanted]
             loads, left = left, []
@@ -273,9 +274,10 @@ class _ByKey:
     def row(self) -> Any:
         """Return it."""
         finding = Finding(self._entry, self._reader.hint(self._lane, self._key), self._where, self._matches)
+        ask = self._reader.driver.reading()
 
         def execute(effect: Effect[Any]) -> Any:
-            return self._locate(effect) if isinstance(effect, Locate) else self._reader.driver.execute(effect)
+            return self._locate(effect) if isinstance(effect, Locate) else ask(effect)
 
         answer: Answer[Found, Any] = run(_searches.find(finding, new_id=new_id), execute)
         identity = self._identity

@@ -102,6 +102,7 @@ class Reader:
         payload: bytes | None = None
         found: Found | None = None
         reached = False
+        began = time.monotonic()
         try:
             payload = self.driver.execute(lookup)
             reached = True
@@ -114,11 +115,12 @@ class Reader:
             if type(payload) is NearPayload:
                 self._counts["near_hits"] += 1
             return found[0].make.attach(session, key, found[1], path)
+        spent = time.monotonic() - began
         request = Request(session, lane, key, pk, self.reading(lane), path)
         plan = _protocol.unreachable()
         if reached:
             plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
-        return self._run(request, plan, load)
+        return self._run(request, plan, load, spent)
 
     def close(self) -> None:
         """Stop listening to load events."""
@@ -130,24 +132,17 @@ class Reader:
         self.bypassed(1)
         return load()
 
-    def _run(self, request: Request, plan: Plan[Answer[Found, Any]], load: Callable[[], Any]) -> Any:
-        """Return the row that a plan finds."""
+    def _run(self, request: Request, plan: Plan[Answer[Found, Any]], load: Callable[[], Any], spent: float) -> Any:
+        """Return the row that a plan finds, after a look-up that took some seconds."""
         passenger = Passenger(self._flights)
-        left = self.driver.read_seconds
+        ask = self.driver.reading(spent)
 
         def execute(effect: Effect[Any]) -> Any:
-            nonlocal left
             if isinstance(effect, Load):
                 return self._load(request, load) if effect.encode else Loaded(load(), None)
             if type(effect) in Passenger.EFFECTS:
                 return passenger.execute(effect)
-            if left <= 0:
-                raise TransportError(f"{type(effect).__name__}: this read has spent its time on the cache")
-            began = time.monotonic()
-            try:
-                return self.driver.execute(effect)
-            finally:
-                left -= time.monotonic() - began
+            return ask(effect)
 
         try:
             answer = run(plan, execute)

@@ -48,6 +48,7 @@ class Cache:
             Gate(settings.max_payload_bytes, settings.encryption_keys),
             fence_ttl_ms=settings.fence_ttl_ms,
             longest_ttl_ms=lambda: max(settings.default_ttl_ms, self.entities.longest_ttl_ms()),
+            prefix=_keys.escape(settings.key_prefix),
             near=self.near,
             replicas=settings.wait_replicas,
         )

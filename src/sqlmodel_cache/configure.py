@@ -129,7 +129,11 @@ class SQLModelCache:
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()
         with cls._lock:
+            previous = cls._cache
             cls._remove()
+            # 1 this process: commits, owes   2 configures again   3 a get: would hit what it has not invalidated
+            if previous is not None:
+                cache.driver.succeed(previous.driver)
             hooks = Hooks(cache)
             hooks.install()
             cls._cache, cls._hooks = cache, hooks
@@ -138,7 +142,8 @@ class SQLModelCache:
     def reset(cls) -> None:
         """Leave SQLAlchemy and SQLModel exactly as they were found. Does nothing when nothing is configured.
 
-        In an asyncio application, `await SQLModelCache.aclose()` first closes what only its event loop can.
+        It waits for no server: what is owed to the cache is forgotten; `close()` delivers it. In an asyncio
+        application, `await SQLModelCache.aclose()` first closes what only its event loop can.
         """
         with cls._lock:
             cls._remove()
@@ -150,7 +155,7 @@ class SQLModelCache:
         The cache stays configured, and opens new connections when it is used again.
 
         Args:
-            timeout: seconds that an attempt under way may take to end; one more follows it, if something is owed.
+            timeout: seconds that this may take in all: an attempt under way, and one more if something is owed.
 
         Returns:
             Whether nothing is owed any more. What is will be forgotten with the process: its rows may then be stale
@@ -169,9 +174,11 @@ class SQLModelCache:
         cache = cls._cache
         if cache is None:
             return True
-        if cache.driver.async_transport is not None:
-            await cache.driver.async_transport.aclose()
-        return await asyncio.to_thread(cls.close, timeout=timeout)
+        try:
+            return await asyncio.to_thread(cls.close, timeout=timeout)
+        finally:  # at the end: what is owed may have to be delivered through this very loop
+            if cache.driver.async_transport is not None:
+                await cache.driver.async_transport.aclose()
 
     @classmethod
     def invalidate(cls, model: type, pk: object = None, *, bind: Bind | None = None) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -18,7 +20,7 @@ from waiting import until
 from sqlmodel_cache import InvalidationError, RedisSyncTransport, SQLModelCache, _debts, _recovery
 from sqlmodel_cache._debts import Debts
 from sqlmodel_cache._effects import Entry, Keys
-from sqlmodel_cache._recovery import FAILURES, Breaker, Keeper
+from sqlmodel_cache._recovery import CALM, FAILURES, FIRST_PAUSE, Breaker, Keeper
 from sqlmodel_cache.errors import TransportError
 
 SQLITE = pytest.mark.parametrize("engine", ["sqlite", "sqlite+aiosqlite"], indirect=True)
@@ -219,22 +221,177 @@ def test_breaker_stays_open_until_all_is_delivered() -> None:
     assert not breaker.is_open
 
 
-def test_keeper_begins_anew_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child has no thread, and its parent's lock may be held for good."""
-    debts = Debts()
-    delivered = threading.Event()
+def settling(debts: Debts) -> Callable[[Keys], None]:
+    """Return what delivers debts to nobody."""
+    return lambda keys: debts.settle(keys, debts.ticket())
+
+
+ONE = Keys(("c:{t:0}:1",), ())
+
+
+def test_child_owes_what_its_parent_owed() -> None:
+    """A child has no thread, and its parent's locks may be held for good; the first who is refused begins another."""
+    breaker, debts = Breaker(), Debts()
+    keeper = Keeper(breaker, debts, ask=lambda: None, deliver=settling(debts))
+    debts.owe(ONE)
+    locks = keeper._lock, breaker._lock, debts._lock
+    for lock in locks:
+        lock.acquire()
+    pid = os.fork()
+    if pid == 0:
+        refused = breaker.is_open
+        keeper.wake()
+        until(lambda: not debts and not breaker.is_open)
+        os._exit(0 if refused else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    for lock in locks:
+        lock.release()
+    assert not breaker.is_open
+
+
+def test_one_thread_ends_while_another_begins() -> None:
+    """A thread that has been told to stop touches nothing of the one that came after it, not even its last chance."""
+    breaker, debts = Breaker(), Debts()
+    asked, answer = threading.Semaphore(0), threading.Semaphore(0)
 
     def deliver(keys: Keys) -> None:
-        debts.settle(keys, debts.ticket())
-        delivered.set()
+        asked.release()
+        answer.acquire()
+        raise TransportError("no")
 
-    keeper = Keeper(Breaker(), debts, ask=lambda: None, deliver=deliver)
-    keeper._lock.acquire()
-    monkeypatch.setattr(_recovery.os, "getpid", lambda: -1)
-    debts.owe(Keys(("c:{t:0}:1",), ()))
+    keeper = Keeper(breaker, debts, ask=lambda: None, deliver=deliver)
+    debts.owe(ONE)
     keeper.wake()
-    assert delivered.wait(30)
+    asked.acquire()
+    first = keeper._run
+    assert first is not None
     keeper.close()
+    assert breaker.is_open  # there is work, and no thread for it
+    keeper.wake()
+    second = keeper._run
+    asked.acquire()
+    debts.settle(ONE, debts.ticket())
+    breaker.close()
+    answer.release()  # the first, which finds nothing to do
+    first.thread.join()
+    assert keeper._run is second
+    answer.release()
+    assert second is not None
+    second.thread.join()
+    assert not breaker.is_open
+    assert keeper._run is None
+
+
+def test_last_chance_is_the_newest_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However threads end and begin, the end of the process knows of the one that runs, and of none when none does."""
+    hooks: list[Any] = []
+    monkeypatch.setattr(_recovery.atexit, "register", lambda hook, *_: hooks.append(hook))
+    monkeypatch.setattr(_recovery.atexit, "unregister", lambda hook: hooks.remove(hook) if hook in hooks else None)
+    breaker, debts = Breaker(), Debts()
+    keeper = Keeper(breaker, debts, ask=lambda: None, deliver=settling(debts))
+    for _ in range(3):
+        debts.owe(ONE)
+        keeper.wake()
+        ended = keeper._run
+        keeper.close()
+        keeper.wake()
+        assert ended is not None
+        ended.thread.join()
+        assert len(hooks) == 1 or keeper._run is None
+        until(lambda: keeper._run is None)
+        assert hooks == []
+
+
+def test_closing_is_bounded() -> None:
+    """What takes longer than the patience goes on without the caller, and is then known to have been delivered."""
+    breaker, debts = Breaker(), Debts()
+    answer = threading.Event()
+
+    def deliver(keys: Keys) -> None:
+        answer.wait()
+        debts.settle(keys, debts.ticket())
+
+    keeper = Keeper(breaker, debts, ask=lambda: None, deliver=deliver)
+    debts.owe(ONE)
+    assert keeper.close(0.01) is False  # no thread had begun: this is its only attempt
+    assert breaker.is_open
+    answer.set()
+    until(lambda: not debts and not breaker.is_open)
+    assert keeper.close(0.01) is True
+
+
+def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that owes does not fail for want of a thread: until there is one, nobody asks the cache."""
+    breaker, debts = Breaker(), Debts()
+    keeper = Keeper(breaker, debts, ask=lambda: None, deliver=settling(debts))
+    debts.owing = keeper.wake
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        debts.owe(ONE)
+    assert breaker.is_open
+    keeper.wake()
+    until(lambda: not debts and not breaker.is_open)
+
+
+def test_transport_that_breaks_its_word(caplog: pytest.LogCaptureFixture) -> None:
+    """An error that no transport should raise is logged, once, and does not end what delivers."""
+    breaker, debts = Breaker(), Debts()
+    errors = [ValueError("odd"), ValueError("odd"), TransportError("no")]
+
+    def deliver(keys: Keys) -> None:
+        if errors:
+            raise errors.pop(0)
+        debts.settle(keys, debts.ticket())
+
+    keeper = Keeper(breaker, debts, ask=lambda: None, deliver=deliver)
+    debts.owe(ONE)
+    keeper.wake()
+    until(lambda: not debts)
+    assert [record.message for record in caplog.records] == ["the cache could not be asked whether it answers again"]
+    keeper.close()
+
+
+def test_breaker_that_flaps_opens_for_longer() -> None:
+    """A cache that fails again shortly after it has answered is asked no more often than one that never did."""
+    breaker, debts = Breaker(), Debts()
+    keeper = Keeper(breaker, debts, ask=lambda: None, deliver=settling(debts))
+    pauses = []
+
+    class Stop:
+        def wait(self, seconds: float) -> bool:
+            pauses.append(keeper._pause)
+            return len(pauses) in (2, 4, 6)
+
+    def outage(attempts_fail: int) -> None:
+        for _ in range(FAILURES):
+            breaker.failed()
+        left = [TransportError("no")] * attempts_fail
+        keeper._ask = lambda: left and raise_(left.pop())
+        run = _recovery._Run()
+        run.stop = Stop()  # type: ignore[assignment]
+        keeper._run = run
+        keeper._keep(run)
+
+    outage(1)
+    assert pauses == [FIRST_PAUSE, 2 * FIRST_PAUSE]
+    keeper._ask = lambda: None
+    assert keeper.attempt()
+    outage(1)
+    assert pauses[2:] == [2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
+    keeper._ask = lambda: None
+    assert keeper.attempt()
+    keeper._succeeded -= CALM
+    outage(1)
+    assert pauses[4:] == [FIRST_PAUSE, 2 * FIRST_PAUSE]
+
+
+def raise_(error: Exception) -> None:
+    """Raise an error where a statement cannot."""
+    raise error
 
 
 def test_of_too_many_rows_the_tables_are_owed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +422,7 @@ def test_of_too_many_tables_everything_is_owed(monkeypatch: pytest.MonkeyPatch) 
     assert elsewhere not in debts
     debts.owe(Keys((), ("c:{t:2}",)))
     assert elsewhere in debts
+    assert len(debts.owed) == 2  # more is not remembered
     debts.settle(debts.some(10), debts.ticket())
     now[0] += 59
     assert debts.any
@@ -272,3 +430,26 @@ def test_of_too_many_tables_everything_is_owed(monkeypatch: pytest.MonkeyPatch) 
     now[0] += 2
     assert elsewhere not in debts
     assert not debts.any
+
+
+def test_everything_that_is_owed_again_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that finds the time passed looks once more under the lock: a commit may have been faster."""
+    monkeypatch.setattr(_debts, "MAX_TABLES", 0)
+    debts = Debts(longest_ttl_ms=lambda: 60_000)
+    times = [0.0]
+    monkeypatch.setattr(_debts.time, "monotonic", lambda: times[-1])
+    debts.owe(Keys((), ("c:{t:0}",)))
+
+    class Late:
+        """A lock that a reader gets only after a commit has had it."""
+
+        def __enter__(self) -> None:
+            debts._lock = threading.Lock()
+            debts.owe(Keys((), ("c:{t:1}",)))
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    times.append(61.0)
+    debts._lock = Late()  # type: ignore[assignment]
+    assert Entry("c:{u:0}:1", "c:{u:0}") in debts

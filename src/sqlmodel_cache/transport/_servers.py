@@ -97,6 +97,11 @@ def signing_async(connection_class: type[Any]) -> type[Any]:
     return Signing
 
 
+def plain(connection_class: type[Any]) -> type[Any]:
+    """Return a class of connections as it was before it was made to sign."""
+    return connection_class.__mro__[2] if issubclass(connection_class, _Signing) else connection_class
+
+
 def unsigned(reply: Any) -> tuple[Server, Any]:
     """Return who gave a reply, and the reply."""
     return reply if type(reply) is tuple else (ANY, reply)

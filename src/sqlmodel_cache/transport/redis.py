@@ -24,7 +24,7 @@ from ..errors import ConfigurationError
 from . import _commands
 from ._batches import Batches
 from ._commands import Command, Words
-from ._servers import signing, signing_async
+from ._servers import plain, signing, signing_async
 
 # What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
 _TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError)
@@ -197,8 +197,8 @@ class RedisAsyncTransport:
     """Cached rows in Redis, for `AsyncSession`.
 
     Args:
-        client: a `redis.asyncio.Redis`. Its settings are used, in every event loop by a client of its own, and it
-            stays yours to close.
+        client: a `redis.asyncio.Redis`; it stays yours to close. In an event loop other than the first that used
+            it, a client with the same settings takes its place.
         timeout: seconds that one read of the cache may take.
         commit_timeout: seconds that one invalidation around a commit may take.
         check_server: whether a value is valid only on the server, and in that run of it, under which it was stored:
@@ -246,7 +246,7 @@ class RedisAsyncTransport:
             client = _twin_client(self.client, to_async=True) if self._given_away else self.client
             self._given_away = True
             if self.check_server:
-                client = _signing_client(client)
+                _sign(client)
             here = self._loops[loop] = _Loop(client, self.timeout_ms / 1000, self.commit_timeout_ms / 1000)
         return here
 
@@ -314,17 +314,11 @@ def _bounded(client: redis.Redis, timeout_ms: int, *, signs: bool) -> redis.Redi
     return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **own))
 
 
-def _signing_client(client: Any) -> Any:
-    """Return an async client with the same settings, and connections of its own that sign their replies."""
-    pool = client.connection_pool
-    if type(pool) not in (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool):
-        return client  # as above
-    bounds = {"max_connections": pool.max_connections}
-    if isinstance(pool, redis.asyncio.BlockingConnectionPool):
-        bounds["timeout"] = pool.timeout
-    kind = signing_async(pool.connection_class)
-    own = type(pool)(connection_class=kind, **bounds, **pool.connection_kwargs)
-    return redis.asyncio.Redis(connection_pool=own)
+def _sign(client: Any) -> None:
+    """Let the connections that an async client opens from now on sign their replies to the transport."""
+    pool: Any = client.connection_pool
+    if isinstance(pool, redis.asyncio.ConnectionPool) and type(pool).__module__.startswith("redis."):  # as above
+        pool.connection_class = signing_async(plain(pool.connection_class))
 
 
 def _twin_client(client: Any, *, to_async: bool) -> Any:
@@ -334,17 +328,18 @@ def _twin_client(client: Any, *, to_async: bool) -> Any:
         ConfigurationError: the client's connections are of a class that has no known twin.
     """
     pool = client.connection_pool
+    kind = plain(pool.connection_class)
     for pair in _TWINS:
-        if pool.connection_class in pair:
+        if kind in pair:
             connection_class = pair[to_async]
             settings = {key: value for key, value in pool.connection_kwargs.items() if key in _SHARED_SETTINGS}
             module: Any = redis.asyncio if to_async else redis
             return module.Redis(connection_pool=module.ConnectionPool(connection_class=connection_class, **settings))
-    kind, other = ("async", "async_transport") if to_async else ("sync", "transport")
+    wanted, other = ("async", "async_transport") if to_async else ("sync", "transport")
     raise ConfigurationError(
         "transport",
         client,
-        f"no {kind} client can be derived from {pool.connection_class.__name__} connections; "
+        f"no {wanted} client can be derived from {kind.__name__} connections; "
         f"give configure() both: transport=RedisSyncTransport(...), async_transport=RedisAsyncTransport(...) ({other} "
         "is the one that is missing)",
     )

@@ -26,6 +26,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..errors import ConfigurationError
+from ._servers import plain
 from .redis import _SHARED_SETTINGS, _TWINS
 
 log = logging.getLogger("sqlmodel_cache")
@@ -299,7 +300,7 @@ def _maker(client: Any, late: float) -> Callable[[], Any]:
     """Return what makes a connection with a client's settings, its protocol and time-outs excepted."""
     pool = client.connection_pool
     for pair in _TWINS:
-        if type(pool) in _POOLS and pool.connection_class in pair:
+        if type(pool) in _POOLS and plain(pool.connection_class) in pair:
             settings = {key: value for key, value in pool.connection_kwargs.items() if key in _SHARED_SETTINGS}
             settings |= {"protocol": 3, "health_check_interval": 0, "retry": Retry(NoBackoff(), 0)}
             settings |= {"socket_timeout": late, "socket_connect_timeout": late}
