@@ -97,7 +97,7 @@ def signing_async(connection_class: type[Any]) -> type[Any]:
     return Signing
 
 
-def plain(connection_class: type[Any]) -> type[Any]:
+def plain(connection_class: Any) -> Any:
     """Return a class of connections as it was before it was made to sign."""
     return connection_class.__mro__[2] if issubclass(connection_class, _Signing) else connection_class
 

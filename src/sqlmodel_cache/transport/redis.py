@@ -314,10 +314,14 @@ def _bounded(client: redis.Redis, timeout_ms: int, *, signs: bool) -> redis.Redi
     return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **own))
 
 
+# As above: a sentinel's or a test's own knows more than its settings say.
+_PLAIN_POOLS: tuple[Any, ...] = (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool)
+
+
 def _sign(client: Any) -> None:
     """Let the connections that an async client opens from now on sign their replies to the transport."""
-    pool: Any = client.connection_pool
-    if isinstance(pool, redis.asyncio.ConnectionPool) and type(pool).__module__.startswith("redis."):  # as above
+    pool = client.connection_pool
+    if type(pool) in _PLAIN_POOLS:
         pool.connection_class = signing_async(plain(pool.connection_class))
 
 
