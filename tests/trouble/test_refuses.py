@@ -214,5 +214,6 @@ def test_state_in_refuse_mode(engine: Engine, place: Place, name: str) -> None:
         assert get_hero(engine, pk).name == "Rusty"
         assert get_hero(engine, other).name == "Other"
         assert not owes()
+    until(lambda: not SQLModelCache.stats().unreachable)
     rename(engine, pk, "New")
     assert get_hero(engine, pk).name == "New"
