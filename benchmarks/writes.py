@@ -18,6 +18,7 @@ from benchmarks.stampede import rush
 from benchmarks.table import Goal, Line, raced, time_of, times
 from benchmarks.world import World, cached, get_each, round_trips
 from sqlmodel_cache import SQLModelCache
+from sqlmodel_cache.transport._commands import SHARD
 
 NAMESPACE = "0123456789a"  # as long as a database's; that of one in memory is new each time
 TOKEN, RELEASED = b"F" + b"\0" * 36, b"F" + b"\0" * 12  # as long as a row's fence, and as what is left of it
@@ -203,7 +204,7 @@ def multiply(client: redis.Redis, count: int) -> dict[bytes, bytes]:
     for pk in range(1, count + 1):
         shard = keys[crc32(b"%d" % pk) % 16]
         # A value tells its own version, and that of its table.
-        copies[shard + b":%d" % pk] = value[:14] + fences[shard][1:13] + value[26:]
+        copies[shard + b":%d" % pk] = value[:14] + fences[shard][SHARD:] + value[26:]
         if len(copies) == 10_000 or pk == count:
             client.mset(copies)
             copies.clear()
