@@ -1,5 +1,7 @@
 """A follower that stops for good when it reaches a point, to be killed there: POINT DATABASE_URL REDIS_URL.
 
+At NOWHERE it goes on following. On SIGUSR1 it prints how many tables it has invalidated as a whole.
+
 It prints "leads" when it has caught up with the past, and the point when it has reached it. Before `slot dropped` and
 the points that follow it, somebody else has dropped the slot.
 """
@@ -22,6 +24,7 @@ from sqlmodel_cache import RedisSyncTransport, SQLModelCache
 from sqlmodel_cache.follow import Follower, _follower
 from sqlmodel_cache.follow._stream import Stream
 
+NOWHERE = "nowhere"
 POINTS = {
     "changes read": (Follower, "_invalidate", "before"),
     "partly invalidated": (Follower, "_deliver", "after"),
@@ -36,6 +39,14 @@ def main(point: str, database_url: str, redis_url: str) -> None:
     SQLModelCache.configure(transport)
     follower = SQLModelCache.follower(database_url)
     _follower.MAX_KEYS = 1
+    signal.signal(signal.SIGUSR1, lambda *_: print(f"tables {follower.stats.tables}", flush=True))
+    _tell_when_it_leads()
+    if point != NOWHERE:
+        _stop_at(point, follower)
+    follower.run()
+
+
+def _stop_at(point: str, follower: Follower) -> None:
     owner, name, when = POINTS[point]
     original: Callable[..., Any] = getattr(owner, name)
 
@@ -53,6 +64,9 @@ def main(point: str, database_url: str, redis_url: str) -> None:
         return bool(getattr(argument, "rows", ()) or getattr(argument, "changes", 0))
 
     setattr(owner, name, reach)
+
+
+def _tell_when_it_leads() -> None:
     watch = Stream.watch
 
     def watched(self: Stream) -> Any:
@@ -62,7 +76,6 @@ def main(point: str, database_url: str, redis_url: str) -> None:
         return batch
 
     Stream.watch = watched  # type: ignore[method-assign]
-    follower.run()
 
 
 if __name__ == "__main__":
