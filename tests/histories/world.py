@@ -76,6 +76,8 @@ class World:
     def reset(self) -> None:
         """Bring the tables to where every history begins, and warm the cache."""
         with self._outside.begin() as connection:
+            if connection.dialect.name == "postgresql":  # the server's own work on the table may be under way
+                connection.execute(text("SET LOCAL lock_timeout = '30s'"))
             connection.execute(text("DELETE FROM hero"))
             connection.execute(text("DELETE FROM team"))
             connection.execute(text(f"INSERT INTO team (id, name) VALUES ({TEAM}, 'A')"))
