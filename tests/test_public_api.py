@@ -81,6 +81,8 @@ SIGNATURES = {
         "on_unreachable": "serve",
         "snapshot_reads": "requested",
         "fill_wait": 0.25,
+        "timeout": 0.05,
+        "commit_timeout": 1.0,
     },
     "get_many": {
         "session": inspect.Parameter.empty,
@@ -155,10 +157,10 @@ def test_cache_config_fields() -> None:
 
 @pytest.mark.parametrize("transport", [RedisSyncTransport, RedisAsyncTransport])
 def test_redis_transports_take_a_client(transport: type) -> None:
-    """`RedisSyncTransport(client)`: the client by position, time-outs by name."""
+    """`RedisSyncTransport(client)`: the client by position, time-outs by name, by default those of `configure()`."""
     parameters = inspect.signature(transport).parameters
     assert list(parameters) == ["client", "timeout", "commit_timeout"]
-    assert [parameters[name].default for name in ("timeout", "commit_timeout")] == [0.25, 1.0]
+    assert [parameters[name].default for name in ("timeout", "commit_timeout")] == [None, None]
 
 
 def test_errors_have_one_base() -> None:

@@ -17,6 +17,9 @@ Namespace: TypeAlias = str | Callable[[Any], str]
 
 CONFIG_ATTRIBUTE = "__cache_config__"
 
+TIMEOUT = 0.05  # seconds that a read of the cache may take
+COMMIT_TIMEOUT = 1.0  # seconds that an invalidation around a commit may take
+
 MAX_TTL_MS = 10 * 365 * 24 * 3600 * 1000  # ten years: a longer one is a mistake in the unit
 
 
@@ -140,6 +143,8 @@ class Settings:
     on_unreachable: Literal["serve", "refuse"] = "serve"
     snapshot_reads: Literal["requested", "database"] = "requested"
     fill_wait: Duration | None = 0.25
+    timeout: Duration = TIMEOUT
+    commit_timeout: Duration = COMMIT_TIMEOUT
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -157,6 +162,8 @@ class Settings:
             raise ConfigurationError("on_unreachable", self.on_unreachable, 'give "serve" or "refuse"')
         if self.fill_wait is not None:
             milliseconds("fill_wait", self.fill_wait)
+        milliseconds("timeout", self.timeout)
+        milliseconds("commit_timeout", self.commit_timeout)
         if self.snapshot_reads not in ("requested", "database"):
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
 
@@ -169,6 +176,16 @@ class Settings:
     def fill_wait_ms(self) -> int:
         """How long a reader waits for another's fill in milliseconds; 0 when it does not."""
         return 0 if self.fill_wait is None else milliseconds("fill_wait", self.fill_wait)
+
+    @property
+    def timeout_ms(self) -> int:
+        """The time-out of a read of the cache in milliseconds."""
+        return milliseconds("timeout", self.timeout)
+
+    @property
+    def commit_timeout_ms(self) -> int:
+        """The time-out of an invalidation around a commit in milliseconds."""
+        return milliseconds("commit_timeout", self.commit_timeout)
 
     @property
     def fence_ttl_ms(self) -> int:

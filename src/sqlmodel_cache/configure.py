@@ -14,7 +14,7 @@ from . import _sqlalchemy
 from ._entities import Entities
 from ._queries import Queries
 from .cache import Cache
-from .config import Duration, Namespace, Settings
+from .config import COMMIT_TIMEOUT, TIMEOUT, Duration, Namespace, Settings
 from .errors import ConfigurationError
 from .explanation import Explanation, explain
 from .metrics import Stats
@@ -58,6 +58,8 @@ class SQLModelCache:
         on_unreachable: Literal["serve", "refuse"] = "serve",
         snapshot_reads: Literal["requested", "database"] = "requested",
         fill_wait: Duration | None = 0.25,
+        timeout: Duration = TIMEOUT,
+        commit_timeout: Duration = COMMIT_TIMEOUT,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -80,6 +82,9 @@ class SQLModelCache:
                 "database" does so, once a transaction has begun, where that is merely the database's default, too.
             fill_wait: seconds for which a get that misses waits for another one, here or in another process, that is
                 about to store the same row; then it reads the database itself. None never waits.
+            timeout: seconds that one read of the cache may take, before it counts as a miss. A Redis transport that
+                was made with a time-out of its own keeps it.
+            commit_timeout: seconds that one attempt to invalidate may take, before and after a COMMIT; as above.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
@@ -97,9 +102,14 @@ class SQLModelCache:
             on_unreachable=on_unreachable,
             snapshot_reads=snapshot_reads,
             fill_wait=fill_wait,
+            timeout=timeout,
+            commit_timeout=commit_timeout,
         )
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()
+        for side in (sync_side, async_side):
+            if isinstance(side, RedisSyncTransport | RedisAsyncTransport):
+                side.limit(settings.timeout_ms, settings.commit_timeout_ms)
         with cls._lock:
             cls._remove()
             hooks = Hooks(cache)

@@ -87,6 +87,8 @@ def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis)
         fence_ttl=30,
         on_unreachable="refuse",
         snapshot_reads="database",
+        timeout=0.1,
+        commit_timeout=timedelta(seconds=2),
     )
     SQLModelCache.configure(namespace="one")
     SQLModelCache.configure(namespace=lambda session: "tenant")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -19,7 +20,7 @@ from redis.retry import Retry
 
 from .._effects import Begin, End, Fill, Lease, Lookup, Resign, Together
 from .._plan import Effect
-from ..config import Duration, milliseconds
+from ..config import COMMIT_TIMEOUT, TIMEOUT, Duration, milliseconds
 from ..errors import ConfigurationError
 from . import _commands
 from ._batches import Batches
@@ -43,14 +44,45 @@ _TWINS: tuple[tuple[type, type], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a transport waits for replies, in milliseconds; `fixed` are those that its constructor was told."""
+
+    timeout_ms: int
+    commit_timeout_ms: int
+    fixed: frozenset[str]
+
+    @classmethod
+    def of(cls, timeout: Duration | None, commit_timeout: Duration | None) -> Limits:
+        """Return a constructor's arguments, with defaults for those that are None."""
+        given = {"timeout": timeout, "commit_timeout": commit_timeout}
+        return cls(
+            milliseconds("timeout", TIMEOUT if timeout is None else timeout),
+            milliseconds("commit_timeout", COMMIT_TIMEOUT if commit_timeout is None else commit_timeout),
+            frozenset(name for name, value in given.items() if value is not None),
+        )
+
+    def told(self, timeout_ms: int, commit_timeout_ms: int) -> Limits:
+        """Return these limits with others in the place of those that are not fixed."""
+        if "timeout" in self.fixed:
+            timeout_ms = self.timeout_ms
+        if "commit_timeout" in self.fixed:
+            commit_timeout_ms = self.commit_timeout_ms
+        return Limits(timeout_ms, commit_timeout_ms, self.fixed)
+
+    def seconds(self, *, commit: bool) -> float:
+        """Return the time-out of a read, or of a commit's invalidation, in seconds."""
+        return (self.commit_timeout_ms if commit else self.timeout_ms) / 1000
+
+
 class RedisSyncTransport:
     """Cached rows in Redis, for `Session`.
 
     Args:
         client: a `redis.Redis`. Its settings are used; its time-outs, retries and decoding are not, and it stays
             yours to close.
-        timeout: seconds that one read of the cache may take.
-        commit_timeout: seconds that one invalidation around a commit may take.
+        timeout: seconds that one read of the cache may take; None means what `configure()` says.
+        commit_timeout: seconds that one invalidation around a commit may take; None as above.
 
     Raises:
         ConfigurationError: `client` is something else; the duration is not positive.
@@ -58,14 +90,26 @@ class RedisSyncTransport:
 
     blocking = True
 
-    def __init__(self, client: redis.Redis, *, timeout: Duration = 0.25, commit_timeout: Duration = 1.0) -> None:
+    def __init__(
+        self, client: redis.Redis, *, timeout: Duration | None = None, commit_timeout: Duration | None = None
+    ) -> None:
         if not isinstance(client, redis.Redis):
             raise ConfigurationError("client", client, _wrong_client(client, "redis.Redis", "RedisAsyncTransport"))
         self.client = client
-        self.timeout_ms = milliseconds("timeout", timeout)
-        self.commit_timeout_ms = milliseconds("commit_timeout", commit_timeout)
-        self._reads: Any = _bounded(client, self.timeout_ms)
-        self._commits: Any = _bounded(client, self.commit_timeout_ms)
+        self.limits = Limits.of(timeout, commit_timeout)
+        self._open()
+
+    def _open(self) -> None:
+        self._reads: Any = _bounded(self.client, self.limits.timeout_ms)
+        self._commits: Any = _bounded(self.client, self.limits.commit_timeout_ms)
+
+    def limit(self, timeout_ms: int, commit_timeout_ms: int) -> None:
+        """Take the time-outs that `configure()` says, where the constructor was told none."""
+        limits = self.limits.told(timeout_ms, commit_timeout_ms)
+        if limits != self.limits:
+            self.close()
+            self.limits = limits
+            self._open()
 
     def execute(self, effect: Effect[Any]) -> Any:
         """Return the effect's reply; raises TransportError when Redis does not give one in time."""
@@ -113,28 +157,24 @@ class RedisSyncTransport:
 
     def twin(self) -> RedisAsyncTransport:
         """Return an async transport to the same server, with a client of its own in every event loop."""
-        twin = RedisAsyncTransport(
-            _twin_client(self.client, to_async=True),
-            timeout=self.timeout_ms / 1000,
-            commit_timeout=self.commit_timeout_ms / 1000,
-        )
+        twin = RedisAsyncTransport(_twin_client(self.client, to_async=True))
+        twin.limits = self.limits
         twin._given_away = True
         return twin
 
 
 class _Loop:
-    """The client of one event loop, and the batches that go through it. Times are in seconds."""
+    """The client of one event loop, and the batches that go through it."""
 
-    def __init__(self, client: Any, timeout: float, commit_timeout: float) -> None:
+    def __init__(self, client: Any, limits: Limits) -> None:
         self.client = client
+        self.limits = limits
         self.batches = Batches(self.execute, self.execute_all)
-        self._timeout = timeout
-        self._commit_timeout = commit_timeout
 
     async def execute(self, effect: Effect[Any]) -> Any:
         """Return the effect's reply."""
         try:
-            async with asyncio.timeout(self._commit_timeout if _is_commit(effect) else self._timeout):
+            async with asyncio.timeout(self.limits.seconds(commit=_is_commit(effect))):
                 if type(effect) is Lookup:  # the one that every hit pays for
                     reply = await self.client.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
                     return _commands.found(effect, reply)
@@ -147,7 +187,7 @@ class _Loop:
     async def execute_all(self, effects: Sequence[Effect[Any]]) -> list[Any]:
         """Return the reply to each of several effects of readers, or its TransportError."""
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.limits.seconds(commit=False)):
                 return await self._together(effects)
         except _TROUBLE as error:
             return [_commands.failed(effect, error) for effect in effects]
@@ -186,23 +226,22 @@ class RedisAsyncTransport:
     Args:
         client: a `redis.asyncio.Redis`; it stays yours to close. In an event loop other than the first that used
             it, a client with the same settings takes its place.
-        timeout: seconds that one read of the cache may take.
-        commit_timeout: seconds that one invalidation around a commit may take.
+        timeout: seconds that one read of the cache may take; None means what `configure()` says.
+        commit_timeout: seconds that one invalidation around a commit may take; None as above.
 
     Raises:
         ConfigurationError: `client` is something else; the duration is not positive.
     """
 
     def __init__(
-        self, client: redis.asyncio.Redis, *, timeout: Duration = 0.25, commit_timeout: Duration = 1.0
+        self, client: redis.asyncio.Redis, *, timeout: Duration | None = None, commit_timeout: Duration | None = None
     ) -> None:
         if not isinstance(client, redis.asyncio.Redis):
             raise ConfigurationError(
                 "client", client, _wrong_client(client, "redis.asyncio.Redis", "RedisSyncTransport")
             )
         self.client = client
-        self.timeout_ms = milliseconds("timeout", timeout)
-        self.commit_timeout_ms = milliseconds("commit_timeout", commit_timeout)
+        self.limits = Limits.of(timeout, commit_timeout)
         # A connection belongs to the event loop that opened it, and so does a batch.
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
         self._given_away = False  # whether an event loop has taken `client`
@@ -217,13 +256,19 @@ class RedisAsyncTransport:
             return await here.batches.execute(effect)
         return await here.execute(effect)
 
+    def limit(self, timeout_ms: int, commit_timeout_ms: int) -> None:
+        """Take the time-outs that `configure()` says, where the constructor was told none."""
+        self.limits = self.limits.told(timeout_ms, commit_timeout_ms)
+        for here in list(self._loops.values()):
+            here.limits = self.limits
+
     def _here(self) -> _Loop:
         loop = asyncio.get_running_loop()
         here = self._loops.get(loop)
         if here is None:
             client = _twin_client(self.client, to_async=True) if self._given_away else self.client
             self._given_away = True
-            here = self._loops[loop] = _Loop(client, self.timeout_ms / 1000, self.commit_timeout_ms / 1000)
+            here = self._loops[loop] = _Loop(client, self.limits)
         return here
 
     async def aclose(self) -> None:
@@ -236,11 +281,10 @@ class RedisAsyncTransport:
 
     def twin(self) -> RedisSyncTransport:
         """Return a sync transport to the same server."""
-        return RedisSyncTransport(
-            _twin_client(self.client, to_async=False),
-            timeout=self.timeout_ms / 1000,
-            commit_timeout=self.commit_timeout_ms / 1000,
-        )
+        twin = RedisSyncTransport(_twin_client(self.client, to_async=False))
+        twin.limits = self.limits
+        twin._open()
+        return twin
 
 
 # What readers send. A commit's own effects are one round trip for all of its rows already.
