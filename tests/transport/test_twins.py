@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-import redis.sentinel
 from transport.backends import ENTRY, FINGERPRINT, PAYLOAD, ROW, TTL_MS, id_of
 
 from sqlmodel_cache import (
@@ -173,8 +172,8 @@ def test_configure_says_the_time_outs_that_no_constructor_did(to_async: bool, re
         assert each.limits.timeout_ms == (7_000 if each.limits.fixed else 20_000)
         assert each.limits.commit_timeout_ms == 30_000
         if isinstance(each, RedisSyncTransport):
-            assert each._reads.connection_pool.connection_kwargs["socket_timeout"] == each.limits.timeout_ms / 1000
-            assert each._commits.connection_pool.connection_kwargs["socket_timeout"] == 30
+            settings = [wire._client.connection_pool.connection_kwargs for wire in (each._reads, each._commits)]
+            assert [own["socket_timeout"] for own in settings] == [each.limits.timeout_ms / 1000, 30]
             assert each.execute(BEGIN) is None
             each.close()
         else:
@@ -223,13 +222,16 @@ def test_connections_without_a_known_twin_are_refused() -> None:
     assert raised.value.argument == "transport"
 
 
-def test_pool_that_knows_more_than_its_settings_is_used_as_it_is() -> None:
-    """A sentinel's pool finds its master itself: the transport takes no copy of it."""
-    pool = redis.sentinel.SentinelConnectionPool("master", redis.sentinel.Sentinel([]))
-    client = redis.Redis(connection_pool=pool)
+def test_pool_of_a_class_of_the_users_own_is_used_as_it_is() -> None:
+    """Such a pool may know more than its settings say: the transport takes no copy of it."""
+
+    class Own(redis.ConnectionPool):
+        pass
+
+    client = redis.Redis(connection_pool=Own())
     transport = RedisSyncTransport(client)
-    assert transport._reads is client
-    assert transport._commits is client
+    assert transport._reads._client is client
+    assert transport._commits._client is client
     transport.close()
 
 

@@ -1,0 +1,16 @@
+"""The one place where a test waits: for what a thread, a process or a server is about to do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for what another thread is about to do; an assertion when it does not."""
+    end = time.monotonic() + seconds
+    never = threading.Event()
+    while not condition():
+        assert time.monotonic() < end
+        never.wait(0.01)
