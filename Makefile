@@ -16,7 +16,7 @@ help:
 	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
 	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
 	@echo 'make test20   the same on SQLAlchemy 2.0'
-	@echo 'make soak     ten minutes of readers, writers and faults; SOAK_SECONDS=60 for one'
+	@echo 'make soak     ten minutes of readers, writers and faults; SOAK_SECONDS=60 for one, SOAK_TOPOLOGY=cluster or sentinel'
 	@echo 'make bench    race every path against its floor; BENCH_ARGS="in_process" for one'
 	@echo 'make compat   the test suites of SQLModel and SQLAlchemy themselves, with every class cached; COMPAT_ARGS="--suite sqlmodel"'
 	@echo 'make compat20 the same on SQLAlchemy 2.0'
@@ -36,9 +36,10 @@ test20: $(VENV20)/dev.stamp
 	$(VENV20)/bin/python -m pytest $(PYTEST_ARGS)
 
 SOAK_SECONDS ?= 600
+SOAK_TOPOLOGY ?= single
 
 soak: $(VENV)/dev.stamp
-	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong
+	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong --topology $(SOAK_TOPOLOGY)
 
 COMPAT_ARGS ?=
 

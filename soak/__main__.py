@@ -23,9 +23,10 @@ def main() -> int:
         default="strong",
         help="the library, or a cache that deletes after commit, which must fail",
     )
+    parser.add_argument("--topology", choices=("single", "cluster", "sentinel"), default="single", help="of Redis")
     parser.add_argument("--seed", type=int, default=secrets.randbits(16), help="of delays, faults and choices")
     options = parser.parse_args()
-    result = soak(options.mode, options.seconds, options.seed)
+    result = soak(options.mode, options.seconds, options.seed, options.topology)
     print(describe(result, options.mode, options.seed))
     return result.exit_code
 

@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
@@ -118,13 +119,20 @@ class Crew:
             process.kill()
 
 
-def soak(mode: str, seconds: float, seed: int) -> Result:
+TOPOLOGIES: dict[str, Callable[[], Any]] = {
+    "single": servers.RedisServer,
+    "cluster": servers.RedisCluster,
+    "sentinel": servers.RedisSentinel,
+}
+
+
+def soak(mode: str, seconds: float, seed: int, topology: str = "single") -> Result:
     """Return what a soak of that many seconds finds. In naive mode it ends when it has found something."""
     result = Result()
     with servers.postgres_url() as url:
         database_url = make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         engine = create_engine(database_url)
-        server = servers.RedisServer()
+        server = TOPOLOGIES[topology]()
         try:
             tables.create(engine)
             ledger = Ledger(multiprocessing.get_context("spawn"), LANES * len(KINDS))

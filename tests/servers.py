@@ -7,8 +7,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,14 @@ class RedisServer:
             connection.disconnect()
 
 
+def _holds(condition: Callable[[], object]) -> bool:
+    """Return whether a condition holds; a server that restarts, or drops its clients, says nothing yet."""
+    try:
+        return bool(condition())
+    except redis.RedisError:
+        return False
+
+
 class RedisCluster:
     """A Redis Cluster: three primaries, each with a replica, on free ports."""
 
@@ -89,6 +98,7 @@ class RedisCluster:
         self._folder = tempfile.mkdtemp(prefix="sqlmodel-cache-")
         self.nodes = [self._node(number) for number in range(2 * primaries)]
         self._join(primaries)
+        self.url = "cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
     def _node(self, number: int) -> RedisServer:
         port = free_port()
@@ -144,7 +154,7 @@ class RedisCluster:
 
     def settle(self) -> None:
         """Wait until all nodes that run agree that all is well, and every primary has a replica in step."""
-        until(self._is_well)
+        until(lambda: _holds(self._is_well))
 
     def _is_well(self) -> bool:
         views = set()
@@ -199,13 +209,25 @@ class RedisCluster:
     def fail_over(self, primary: RedisServer) -> RedisServer:
         """Let a replica take over while the primary lives, and return it: nothing is lost."""
         replica = self.replica_of(primary)
-        replica.say("CLUSTER", "FAILOVER")
-        until(lambda: self.role(replica)[0] == "master")
+        asked = 0.0
+
+        def has_taken_over() -> bool:
+            # The others vote for a shard's replica only once in two node time-outs: it may have to ask again.
+            nonlocal asked
+            if self.role(replica)[0] == "master":
+                return True
+            if time.monotonic() - asked > 3 * self.NODE_TIMEOUT_MS / 1000:
+                replica.say("CLUSTER", "FAILOVER")
+                asked = time.monotonic()
+            return False
+
+        until(lambda: _holds(has_taken_over))
         return replica
 
-    def revive(self, node: RedisServer) -> None:
-        """Start a node that was killed, which becomes a replica, and wait until all is well."""
-        node.start()
+    def settle_after(self, dead: RedisServer) -> None:
+        """Wait until a killed primary has been replaced, and let it come back as a replica."""
+        until(lambda: _holds(lambda: len(self.primaries) == len(self.nodes) // 2))
+        dead.start()
         self.settle()
 
     def stop(self) -> None:
@@ -227,6 +249,7 @@ class RedisSentinel:
         first = RedisServer(None, *soon)
         self.data = [first, RedisServer(None, *soon, "--replicaof", "127.0.0.1", str(first.port))]
         self.sentinels = [self._sentinel(number, first.port) for number in range(3)]
+        self.url = "sentinel://" + ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
         self.settle()
 
     def _sentinel(self, number: int, master: int) -> RedisServer:
@@ -234,7 +257,7 @@ class RedisSentinel:
         config.write_text(
             f"sentinel monitor {self.NAME} 127.0.0.1 {master} 2\n"
             f"sentinel down-after-milliseconds {self.NAME} {self.DOWN_AFTER_MS}\n"
-            f"sentinel failover-timeout {self.NAME} 3000\n"
+            f"sentinel failover-timeout {self.NAME} 1000\n"
         )
         return RedisServer(None, config=str(config), folder=self._folder)
 
@@ -253,7 +276,13 @@ class RedisSentinel:
 
     def settle(self) -> None:
         """Wait until all sentinels know each other, the master and its replica, which is in step."""
-        until(self._is_well)
+        until(lambda: _holds(self._is_well))
+
+    def demote(self) -> None:
+        """Make a replica of the one that is not the master: the sentinels do so after ten seconds."""
+        master, replica = self.master(), self.replica()
+        until(lambda: _holds(lambda: replica.say("REPLICAOF", "127.0.0.1", master.port)))
+        self.settle()
 
     def _is_well(self) -> bool:
         for sentinel in self.sentinels:
@@ -261,12 +290,23 @@ class RedisSentinel:
             state = dict(zip(words[::2], words[1::2], strict=True))
             if (state["num-other-sentinels"], state["num-slaves"], state["flags"]) != ("2", "1", "master"):
                 return False
-        ports = [self._role(server) for server in self.data]
+        ports = [self.role(server) for server in self.data]
         return sorted(role[0] for role in ports) == ["master", "slave"] and any(
             role[3:4] == ["connected"] for role in ports
         )
 
-    def _role(self, server: RedisServer) -> list[Any]:
+    def replica(self) -> RedisServer:
+        """Return the one that is not the master."""
+        master = self.master()
+        return next(server for server in self.data if server is not master)
+
+    def has_agreed_on(self, server: RedisServer) -> bool:
+        """Return whether all sentinels say that it is the master."""
+        ask = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.NAME)
+        return all(int(sentinel.say(*ask)[1]) == server.port for sentinel in self.sentinels)
+
+    def role(self, server: RedisServer) -> list[Any]:
+        """Return what ROLE says."""
         return list(server.say("ROLE"))
 
     def fail_over(self) -> None:

@@ -38,7 +38,8 @@ LAYERS: dict[str, set[str]] = {
     "transport._commands": {"_effects", "_keys", "_plan", "errors"},
     "transport._batches": {"_plan", "errors"},
     "transport._cluster": {"_keys", "_plan", "transport._commands"},
-    "transport._clients": {"errors", "transport._cluster"},
+    "transport._masters": set(),
+    "transport._clients": {"errors", "transport._cluster", "transport._masters"},
     "transport._wires": {"_effects", "_plan", "transport._clients", "transport._cluster", "transport._commands"},
     "transport.redis": {
         "_effects",
@@ -161,6 +162,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_statements": {"sqlalchemy"},
     "transport._commands": {"redis"},
     "transport._clients": {"redis"},
+    "transport._masters": {"redis"},
     "transport._cluster": {"redis"},
     "transport._wires": {"redis"},
     "transport.redis": {"redis"},

@@ -24,6 +24,7 @@ from redis.retry import Retry
 
 from ..errors import ConfigurationError
 from ._cluster import Node, Remap
+from ._masters import AsyncMasterPool, MasterPool
 
 # Connection settings that mean the same to redis-py's sync and async connections.
 SHARED_SETTINGS = frozenset(
@@ -91,7 +92,7 @@ def bounded(client: redis.Redis, timeout: float) -> redis.Redis:
     """
     pool: Any = client.connection_pool
     settings = dict(pool.connection_kwargs)
-    if type(pool) is redis.sentinel.SentinelConnectionPool:
+    if type(pool) in (redis.sentinel.SentinelConnectionPool, MasterPool):
         del settings["connection_pool"]  # its own, by which its connections ask where the master is
         manager = copy.copy(pool.sentinel_manager)
         manager.sentinels = [bounded(each, timeout) for each in manager.sentinels]
@@ -108,6 +109,11 @@ def close_bounded(client: redis.Redis) -> None:
     if isinstance(pool, redis.sentinel.SentinelConnectionPool):
         for each in pool.sentinel_manager.sentinels:
             each.connection_pool.disconnect()
+
+
+def is_own_to_be(client: Any) -> bool:
+    """Return whether an asyncio client is used by its settings only: a sentinel's pool does not see its master go."""
+    return isinstance(client.connection_pool, redis.asyncio.sentinel.SentinelConnectionPool)
 
 
 def twin_client(client: Any, *, to_async: bool) -> Any:
@@ -130,12 +136,12 @@ def twin_client(client: Any, *, to_async: bool) -> Any:
 def _twin_sentinel_pool(pool: Any, connection_class: type, settings: dict[str, Any], to_async: bool) -> Any:
     module: Any = redis.asyncio.sentinel if to_async else redis.sentinel
     theirs = pool.sentinel_manager
-    force = getattr(theirs, "_force_master_ip", None)
-    manager = module.Sentinel(
-        [], theirs.min_other_sentinels, {}, **({} if force is None else {"force_master_ip": force})
-    )
+    manager = module.Sentinel([], theirs.min_other_sentinels, {})
+    if hasattr(theirs, "_force_master_ip"):
+        manager._force_master_ip = theirs._force_master_ip
     manager.sentinels = [twin_client(each, to_async=to_async) for each in theirs.sentinels]
-    return module.SentinelConnectionPool(connection_class=connection_class, **settings, **_master(pool, manager))
+    kind: Any = AsyncMasterPool if to_async else MasterPool
+    return kind(connection_class=connection_class, **settings, **_master(pool, manager))
 
 
 def _master(pool: Any, manager: Any) -> dict[str, Any]:
@@ -160,7 +166,7 @@ def _pool(
     own.update(retry=retry(NoBackoff(), 0), retry_on_error=[], decode_responses=False)
     own.pop("retry_on_timeout", None)
     module: Any = redis.asyncio if to_async else redis
-    kind = module.sentinel.SentinelConnectionPool if master else module.ConnectionPool
+    kind: Any = module.ConnectionPool if master is None else MasterPool
     return kind(connection_class=connection_class, **own, **(master or {}))
 
 

@@ -2,7 +2,7 @@
 
 The sync transport opens a pool of its own with the given client's settings, short time-outs and no retries: the
 protocol repeats what it must, with a new id. The async one bounds the given client's calls with `asyncio.timeout`.
-Of a cluster's client, both take the settings only.
+Of a sentinel's or a cluster's client, both take the settings only.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class RedisAsyncTransport:
     Args:
         client: a `redis.asyncio.Redis`, a sentinel's `master_for(...)` or a `redis.asyncio.cluster.RedisCluster`; it
             stays yours to close. In an event loop other than the first that used it, a client with the same settings
-            takes its place; of a cluster's client, the settings are used only.
+            takes its place; of a sentinel's or a cluster's client, the settings are used only.
         timeout: seconds that one read of the cache may take; None means what `configure()` says.
         commit_timeout: seconds that one invalidation around a commit may take; None as above.
 
@@ -231,7 +231,8 @@ class RedisAsyncTransport:
     def _wire(self) -> AsyncServer | AsyncCluster:
         if self._members is not None:
             return AsyncCluster(self._members, self._slots)
-        given, self._given_away = not self._given_away, True
+        given = not (self._given_away or _clients.is_own_to_be(self.client))
+        self._given_away = True
         return AsyncServer(self.client if given else _clients.twin_client(self.client, to_async=True), given=given)
 
     async def aclose(self) -> None:
