@@ -217,7 +217,9 @@ def test_release_reaches_every_key_of_a_slot_that_moves(
     call: Caller, cluster: RedisCluster, moving: RedisServer
 ) -> None:
     """A row's key rests for a minute and a table's for a month, also when END sends them one by one."""
+    cluster.end_move(SLOT, cluster.owner(SLOT))
     assert call(Begin(ONE_SLOT, TOKEN, FENCE_TTL_MS)) is None
+    cluster.begin_move(SLOT, moving)
     cluster.move_keys(SLOT, moving, NEIGHBOUR.row)
     assert call(End(ONE_SLOT, TOKEN, id_of("end"))) is None
     cluster.move_keys(SLOT, moving)
