@@ -234,6 +234,7 @@ def test_replica_that_took_over_is_found(call: Caller, cluster: RedisCluster) ->
     """After a failover that loses nothing, all calls go on, and the values are there."""
     fill(call)
     cluster.fail_over(cluster.owner(SLOT))
+    cluster.settle()
     assert call(LOOKUP) == PAYLOAD
     assert call(Begin(ALL, TOKEN, FENCE_TTL_MS)) is None
     assert call(End(ALL, TOKEN, id_of("end"))) is None
