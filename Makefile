@@ -10,20 +10,22 @@ COMPAT20 := .venv-compat20
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test20 soak bench compat compat20 check format lint types fix coverage build clean
+.PHONY: help demo test test20 soak bench compat compat20 check format lint types fix coverage docs build clean
 
 help:
 	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
 	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
 	@echo 'make test20   the same on SQLAlchemy 2.0'
-	@echo 'make soak     ten minutes of readers, writers and faults; SOAK_SECONDS=60 for one, SOAK_TOPOLOGY=cluster or sentinel'
-	@echo 'make bench    race every path against its floor; BENCH_ARGS="in_process" for one'
+	@echo 'make soak     ten minutes of readers, writers, others and faults, then followers killed; SOAK_SECONDS=60 for one'
+	@echo '              SOAK_TOPOLOGY=cluster or sentinel for the readers and writers on one of these'
+	@echo 'make bench    race every path against its floor, into docs/performance.md; BENCH_ARGS="in_process" for one'
 	@echo 'make compat   the test suites of SQLModel and SQLAlchemy themselves, with every class cached; COMPAT_ARGS="--suite sqlmodel"'
 	@echo 'make compat20 the same on SQLAlchemy 2.0'
 	@echo 'make check    format, lint, types, and all tests, those of the documents included: before every commit'
 	@echo 'make fix      let ruff mend format and lint'
 	@echo 'make coverage run all tests and print what they did not reach'
-	@echo 'make build    sdist and wheel into dist/'
+	@echo 'make docs     the site into site/, with every warning an error'
+	@echo 'make build    sdist and wheel into dist/, checked as a package index would'
 	@echo 'make clean    remove the environments and everything that was built'
 
 demo: $(VENV)/library.stamp
@@ -37,13 +39,15 @@ test20: $(VENV20)/dev.stamp
 
 SOAK_SECONDS ?= 600
 SOAK_TOPOLOGY ?= single
+SOAK_CHANGES ?= 1000000
 
 soak: $(VENV)/dev.stamp
-	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong --topology $(SOAK_TOPOLOGY)
+	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong $(if $(filter single,$(SOAK_TOPOLOGY)),--others followed,--topology $(SOAK_TOPOLOGY))
+	$(VENV)/bin/python -m soak.following --changes $(SOAK_CHANGES) --kills 20
 
 COMPAT_ARGS ?=
 
-bench: $(VENV)/dev.stamp
+bench: $(VENV)/bench.stamp
 	$(VENV)/bin/python -m benchmarks $(BENCH_ARGS)
 
 compat: $(COMPAT)/compat.stamp
@@ -73,11 +77,17 @@ coverage: $(VENV)/dev.stamp
 	$(VENV)/bin/coverage run --branch --source=sqlmodel_cache -m pytest $(PYTEST_ARGS)
 	$(VENV)/bin/coverage report --show-missing
 
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo 'open site/index.html'
+
 build: $(VENV)/dev.stamp
+	rm -rf dist
 	$(VENV)/bin/python -m build --no-isolation
+	$(VENV)/bin/python -m twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) $(VENV20) $(COMPAT) $(COMPAT20) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV20) $(COMPAT) $(COMPAT20) build dist site .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # A stamp is newer than pyproject.toml when its environment has what pyproject.toml asks for.
 
@@ -89,9 +99,17 @@ $(VENV)/library.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP) --editable .
 	@touch $@
 
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP) --editable '.[docs]'
+	@touch $@
+
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP) --editable '.[dev]' 'sqlalchemy>=2.1'
-	@touch $@ $(VENV)/library.stamp
+	@touch $@ $(VENV)/library.stamp $(VENV)/docs.stamp
+
+$(VENV)/bench.stamp: $(VENV)/dev.stamp
+	$(VENV)/bin/python $(PIP) --editable '.[bench]' 'sqlalchemy>=2.1'
+	@touch $@
 
 $(VENV20)/dev.stamp: pyproject.toml | $(VENV20)/bin/python
 	$(VENV20)/bin/python $(PIP) --editable '.[dev]' 'sqlalchemy<2.1'

@@ -24,9 +24,16 @@ def main() -> int:
         help="the library, or a cache that deletes after commit, which must fail",
     )
     parser.add_argument("--topology", choices=("single", "cluster", "sentinel"), default="single", help="of Redis")
+    parser.add_argument(
+        "--others",
+        choices=("none", "followed", "unfollowed", "idle"),
+        default="none",
+        help="outsiders who write without the library, with followers, or without, which must fail; or only followers",
+    )
+    parser.add_argument("--bound", type=float, default=15.0, help="seconds that a follower may lag")
     parser.add_argument("--seed", type=int, default=secrets.randbits(16), help="of delays, faults and choices")
     options = parser.parse_args()
-    result = soak(options.mode, options.seconds, options.seed, options.topology)
+    result = soak(options.mode, options.seconds, options.seed, options.others, options.bound, options.topology)
     print(describe(result, options.mode, options.seed))
     return result.exit_code
 

@@ -1,4 +1,4 @@
-"""Faults from outside: writers that are killed, a Redis that loses everything, or stands still.
+"""Faults from outside: writers and followers that are killed or stopped, a Redis that loses everything or stands still.
 
 One at a time, with a gap that is longer than any commit and than the fence of a killed writer: a cache that loses a
 fence while its writer dies is a double fault, which the promise excepts.
@@ -17,6 +17,7 @@ import redis
 from servers import RedisCluster, RedisSentinel, RedisServer
 from waiting import until
 
+from soak.followers import Followers
 from soak.ledger import Ledger
 from sqlmodel_cache.transport._cluster import slot_of
 
@@ -25,13 +26,19 @@ if TYPE_CHECKING:
 
 GAP_SECONDS = 2.2
 PAUSE_SECONDS = 1.0
+FREEZE_SECONDS = 4.0  # of a follower: another has taken over, or everybody waits
 
 
 class Faults:
     """Injects a fault whenever it is time for one."""
 
     def __init__(
-        self, crew: Crew, server: RedisServer | RedisCluster | RedisSentinel, ledger: Ledger, seed: int
+        self,
+        crew: Crew,
+        server: RedisServer | RedisCluster | RedisSentinel,
+        ledger: Ledger,
+        seed: int,
+        followers: Followers | None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._crew = crew
@@ -39,6 +46,12 @@ class Faults:
         self._random = random.Random(seed)
         self._due = time.monotonic() + GAP_SECONDS / 2
         self._all: dict[str, Callable[[], None]] = {"writers killed": self._kill, **self._faults_of(server)}
+        if followers is not None:
+            self._all |= {
+                "followers killed": lambda: followers.kill(self._random),
+                "followers frozen": lambda: followers.freeze(self._random, FREEZE_SECONDS),
+                "followers restarted": lambda: followers.restart(self._random),
+            }
         self._left: list[str] = []
 
     @property

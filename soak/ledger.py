@@ -10,6 +10,9 @@ only grow. A writer notes in shared memory what it is about to do, before it doe
 
 Every lane (a thread or a task) has slots of its own and nobody writes another's, so that there is no lock that a killed
 process could leave locked. A store of a machine word is atomic.
+
+Outsiders write without the library. What they have committed is owed to a get only when the follower has confirmed it,
+which is noted here by the one who watches the follower.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dataclasses import dataclass, field
 from multiprocessing.context import SpawnContext
 from typing import Any
 
-from soak.tables import ROWS
+from soak.rows import ROWS
 
 DRAFT, SENT, RETURNED, UNDONE = 1, 2, 3, 4
 
@@ -30,28 +33,42 @@ MAX_VERSIONS = 8_000_000
 class Ledger:
     """The shared memory. It is made once and inherited by every process."""
 
-    def __init__(self, context: SpawnContext, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, context: SpawnContext, lanes: int, outside_lanes: int = 0) -> None:
+        self.lanes = lanes  # of readers and writers with the library; those of outsiders come after them
+        lanes += outside_lanes
         self.state: Any = context.RawArray("b", MAX_VERSIONS)
         self.returned_at: Any = context.RawArray(c_double, MAX_VERSIONS)  # seconds of CLOCK_MONOTONIC, or 0
         self._committed: Any = context.RawArray(c_int64, lanes * ROWS)  # the last version that returned, by lane
         self._deleting: Any = context.RawArray(c_int64, lanes * ROWS)  # the last deletion that was sent, by lane
         self._seen: Any = context.RawArray(c_int64, lanes * ROWS)  # the last version that a get has returned, by lane
+        self._outside: Any = context.RawArray("b", MAX_VERSIONS)  # whether an outsider has drawn it
+        self._seen_outside: Any = context.RawArray(c_int64, lanes * ROWS)  # as `_seen`, of outsiders' versions
+        self._owed: Any = context.RawArray(c_int64, ROWS)  # the last version of an outsider that is owed
         self.lost_at: Any = context.RawValue(c_double, 0.0)  # when the cache last lost something, for good
         self.stop: Any = context.RawValue("b", 0)
 
     def committed(self, pk: int) -> int:
-        """Return the last version of a row whose commit() has returned."""
-        return max(self._committed[pk::ROWS])
+        """Return the last version of a row that is owed: whose commit() has returned, or that has been followed."""
+        return max(*self._committed[pk : self.lanes * ROWS : ROWS], self._owed[pk])
+
+    def committed_outside(self, pk: int) -> int:
+        """Return the last version of a row that an outsider's COMMIT has returned for."""
+        return max(self._committed[self.lanes * ROWS + pk :: ROWS], default=0)
+
+    def owe(self, versions: list[int]) -> None:
+        """Note that outsiders' versions, by row, are owed from now on. One thread alone may say so."""
+        self._owed[:] = versions
 
     def seen(self, pk: int) -> int:
-        """Return the last version of a row that any get has returned."""
+        """Return the last version of a row that any get has returned, and that was not an outsider's.
+
+        An outsider's may be read from the database by one, while it is not yet invalidated for another.
+        """
         return max(self._seen[pk::ROWS])
 
-    def seen_by(self, lane: int, pk: int) -> int:
-        """Return the last version of a row that a get of that lane has returned."""
-        seen: int = self._seen[lane * ROWS + pk]
-        return seen
+    def seen_by(self, lane: int, pk: int) -> tuple[int, int]:
+        """Return the last version of a row that a get of that lane has returned, and the last of an outsider."""
+        return self._seen[lane * ROWS + pk], self._seen_outside[lane * ROWS + pk]
 
     def deleted_since(self, pk: int, version: int) -> bool:
         """Return whether a deletion that is not older than `version` may have taken effect."""
@@ -59,9 +76,15 @@ class Ledger:
 
     def note_seen(self, lane: int, pk: int, version: int) -> None:
         """Note what a get has returned."""
+        seen = self._seen_outside if self._outside[version] else self._seen
         at = lane * ROWS + pk
-        if version > self._seen[at]:
-            self._seen[at] = version
+        if version > seen[at]:
+            seen[at] = version
+
+    def note_drawn(self, lane: int, version: int) -> None:
+        """Note who has drawn a version, before anybody can read it."""
+        self.state[version] = DRAFT
+        self._outside[version] = lane >= self.lanes
 
     def transaction(self, lane: int) -> Writing:
         """Return the account of a transaction that begins."""
@@ -79,7 +102,7 @@ class Writing:
 
     def draft(self, version: int, pks: list[int], *, deleted: bool = False) -> None:
         """Note a write that is about to be flushed."""
-        self.ledger.state[version] = DRAFT
+        self.ledger.note_drawn(self.lane, version)
         self.versions.append((version, pks, deleted))
         self.touched.update(pks)
 
@@ -118,6 +141,7 @@ class Finding:
 
 
 STALE, PHANTOM, TORN, MISSING, BACKWARDS = "stale", "phantom", "torn", "missing", "backwards"
+LATE = "late"  # older than an outsider's commit that is not owed yet: no fault
 EXEMPT_SECONDS = 4.0  # after the cache lost keys, commits in flight then may be seen by one get and not by the next
 
 

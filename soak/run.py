@@ -6,7 +6,8 @@ import multiprocessing
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
@@ -19,12 +20,17 @@ from sqlmodel import Session, create_engine
 
 from soak import tables
 from soak.faults import Faults
-from soak.ledger import BACKWARDS, MISSING, PHANTOM, SENT, STALE, TORN, Finding, Ledger
-from soak.tables import ROWS, Item
+from soak.followers import Followers, Watch
+from soak.ledger import BACKWARDS, LATE, MISSING, PHANTOM, SENT, STALE, TORN, Finding, Ledger
+from soak.outsiders import Outsider, write_outside
+from soak.rows import ROWS
+from soak.tables import Item
+from soak.tally import Report
 from soak.transports import transports
-from soak.workers import FENCE_TTL, LANES, Job, Report, work
+from soak.workers import FENCE_TTL, LANES, Job, work
 from sqlmodel_cache import RedisSyncTransport, SQLModelCache
 
+OUTSIDERS = ["psql", "application"]
 KINDS = [("reader", False), ("reader", True), ("writer", False), ("writer", True)]  # and whether asyncio
 START_SECONDS = 120  # until the first commit, on a machine that is busy with other things
 ENOUGH_SECONDS = 10  # after which a naive cache need not be caught with worse than it has been
@@ -42,6 +48,8 @@ class Result:
     permanently_stale: dict[int, str] = field(default_factory=dict)  # by primary key
     never_hit: list[int] = field(default_factory=list)  # rows that two quiet reads left uncached
     longest_staleness_ms: float = 0.0
+    lags: list[float] = field(default_factory=list)  # seconds; of the follower, one after the other
+    latest_ms: float = 0.0  # after an outsider's commit, of a read that did not see it
 
     @property
     def stale(self) -> int:
@@ -70,16 +78,17 @@ class Result:
 class Crew:
     """The worker processes."""
 
-    def __init__(self, jobs: list[Job], ledger: Ledger, result: Result) -> None:
+    def __init__(self, jobs: list[Job | Outsider], ledger: Ledger, result: Result) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._ledger = ledger
         self._result = result
-        self._crew: list[tuple[Job, BaseProcess, Pipe]] = [self._start(job) for job in jobs]
+        self._crew: list[tuple[Job | Outsider, BaseProcess, Pipe]] = [self._start(job) for job in jobs]
         self._open: list[Pipe] = [pipe for _, _, pipe in self._crew]
 
-    def _start(self, job: Job) -> tuple[Job, BaseProcess, Pipe]:
+    def _start(self, job: Job | Outsider) -> tuple[Job | Outsider, BaseProcess, Pipe]:
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=work, args=(job, self._ledger, theirs), name=job.name, daemon=True)
+        target: Any = work if isinstance(job, Job) else write_outside
+        process = self._context.Process(target=target, args=(job, self._ledger, theirs), name=job.name, daemon=True)
         process.start()
         theirs.close()
         return job, process, ours
@@ -126,41 +135,80 @@ TOPOLOGIES: dict[str, Callable[[], Any]] = {
 }
 
 
-def soak(mode: str, seconds: float, seed: int, topology: str = "single") -> Result:
-    """Return what a soak of that many seconds finds. In naive mode it ends when it has found something."""
+def soak(
+    mode: str, seconds: float, seed: int, others: str = "none", bound: float = 15.0, topology: str = "single"
+) -> Result:
+    """Return what a soak of that many seconds finds. Where it must find something, it ends when it has.
+
+    Args:
+        mode: "strong" or "naive".
+        seconds: how long to read and write.
+        seed: of delays, faults and choices.
+        others: "none"; "followed" for outsiders who write and followers, "unfollowed" for outsiders only, "idle" for
+            followers only.
+        topology: of Redis; followers are only tried on a single server.
+        bound: seconds that a follower may lag; without one, those after which outsiders' commits are owed.
+    """
     result = Result()
-    with servers.postgres_url() as url:
+    with _database(logical=others in ("followed", "idle")) as url:
         database_url = make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         engine = create_engine(database_url)
         server = TOPOLOGIES[topology]()
+        followers = Followers(url, server.url) if others in ("followed", "idle") else None
         try:
             tables.create(engine)
-            ledger = Ledger(multiprocessing.get_context("spawn"), LANES * len(KINDS))
-            jobs = [
-                Job(
-                    f"{'async' if a else 'sync'} {kind}",
-                    kind == "writer",
-                    a,
-                    LANES * n,
-                    mode,
-                    seed + n,
-                    url,
-                    server.url,
-                )
-                for n, (kind, a) in enumerate(KINDS)
-            ]
+            if followers is not None:
+                followers.start()
+            jobs = _jobs(mode, seed, url, server.url, outside=others in ("followed", "unfollowed"))
+            ledger = Ledger(multiprocessing.get_context("spawn"), LANES * len(KINDS), LANES * len(OUTSIDERS))
             crew = Crew(jobs, ledger, result)
+            watch = None if others == "none" else Watch(ledger, url, bound, followed=followers is not None)
+            at_once = mode == "naive" or others == "unfollowed"
             try:
-                _run(crew, Faults(crew, server, ledger, seed), ledger, result, seconds, at_once=mode == "naive")
+                if watch is not None:
+                    watch.start()
+                _run(crew, Faults(crew, server, ledger, seed, followers), ledger, result, seconds, at_once=at_once)
             finally:
                 crew.dismiss()
+                if watch is not None:
+                    watch.finish()
+                    result.lags, result.errors = watch.lags, result.errors + watch.errors
+                if followers is not None and result.errors:
+                    result.errors.append(followers.said())
             _compare(engine, mode, server.url, result)
             _measure(engine, ledger, result)
         finally:
+            if followers is not None:
+                followers.stop()
             server.stop()
             tables.drop(engine)
             engine.dispose()
     return result
+
+
+@contextmanager
+def _database(*, logical: bool) -> Iterator[str]:
+    if not logical:
+        with servers.postgres_url() as url:
+            yield url
+        return
+    server = servers.PostgresServer("wal_level = logical")
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+def _jobs(mode: str, seed: int, url: str, redis_url: str, *, outside: bool) -> list[Job | Outsider]:
+    jobs: list[Job | Outsider] = []
+    for kind, is_async in KINDS:
+        n = len(jobs)
+        name = f"{'async' if is_async else 'sync'} {kind}"
+        jobs.append(Job(name, kind == "writer", is_async, LANES * n, mode, seed + n, url, redis_url))
+    for kind in OUTSIDERS if outside else ():
+        n = len(jobs)
+        jobs.append(Outsider(kind, LANES * n, LANES, seed + n, url))
+    return jobs
 
 
 def _run(crew: Crew, faults: Faults, ledger: Ledger, result: Result, seconds: float, *, at_once: bool) -> None:
@@ -215,12 +263,16 @@ def _measure(engine: Engine, ledger: Ledger, result: Result) -> None:
     committed = {version for versions in journal.values() for version in versions}
     for lane in range(ledger.lanes):
         for pk in range(ROWS):
-            seen = ledger.seen_by(lane, pk)
-            if seen and ledger.state[seen] == SENT and seen not in committed:
-                result.counts[PHANTOM] += 1
-                result.findings.append(Finding(PHANTOM, pk, seen, 0, 0.0))
+            for seen in ledger.seen_by(lane, pk):
+                if seen and ledger.state[seen] == SENT and seen not in committed:
+                    result.counts[PHANTOM] += 1
+                    result.findings.append(Finding(PHANTOM, pk, seen, 0, 0.0))
     for finding in result.findings:
         later = [v for v in journal.get(finding.pk, ()) if v > (finding.version or 0) and ledger.returned_at[v]]
-        if finding.kind == STALE and later:
-            staleness_ms = (finding.at - ledger.returned_at[later[0]]) * 1000
+        if not later:
+            continue
+        staleness_ms = (finding.at - ledger.returned_at[later[0]]) * 1000
+        if finding.kind == STALE:
             result.longest_staleness_ms = max(result.longest_staleness_ms, staleness_ms)
+        elif finding.kind == LATE:
+            result.latest_ms = max(result.latest_ms, staleness_ms)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 from sqlalchemy import BigInteger, Engine, text
 from sqlmodel import Field, SQLModel
 
+from soak.rows import BUCKET, ROWS
 from sqlmodel_cache import CacheConfig
-
-ROWS = 200  # primary keys are 0 to ROWS - 1
-BUCKET = 5  # rows that one bulk write changes: those with the same pk // BUCKET
 
 
 class Item(SQLModel, table=True):
@@ -39,11 +35,6 @@ END $$;
 CREATE CONSTRAINT TRIGGER soak_slow_commit AFTER INSERT ON soak_journal
   DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION soak_slow_commit();
 """
-
-
-def some_rows(count: int) -> list[int]:
-    """Return at most that many primary keys, in order; some rows are wanted much more than others."""
-    return sorted({int(ROWS * random.random() ** 2) for _ in range(count)})
 
 
 def create(engine: Engine) -> None:

@@ -11,9 +11,9 @@ import threading
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -21,17 +21,16 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 from sqlmodel import Session, create_engine
 
 from soak import writes
-from soak.ledger import Finding, Ledger, Writing, judge
-from soak.tables import Item, some_rows
+from soak.ledger import LATE, Finding, Ledger, Writing, judge
+from soak.rows import some_rows
+from soak.tables import Item
+from soak.tally import Tally
 from soak.transports import delay_commits, transports
 from sqlmodel_cache import InvalidationError, SQLModelCache
 
 FENCE_TTL = 2.0  # seconds; longer than a COMMIT with every delay, and not longer than the gap between two faults
-REPORT_SECONDS = 0.25  # between a worker's reports; one that is killed has lost what it counted since the last
 MAX_FINDINGS = 200  # that one lane sends in full; the rest is counted
 LANES = 2  # of one worker
-
-Report = tuple[Counter[str], list[Finding], list[str]]  # what was counted and found, and errors
 
 
 @dataclass(frozen=True)
@@ -48,22 +47,13 @@ class Job:
     redis_url: str
 
 
-@dataclass
-class Tally:
-    """What the lanes of one process have counted and found."""
+class Known(NamedTuple):
+    """What was known of a row before a get of it began, at `at`, in seconds of CLOCK_MONOTONIC."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    findings: list[Finding] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def report(self, reported: Counter[str]) -> Report:
-        """Return what is new, and add its counts to `reported`."""
-        stats = SQLModelCache.stats()
-        counts = Counter(self.counts) + Counter(hits=stats.hits, misses=stats.misses, bypasses=stats.bypasses)
-        new = counts - reported
-        reported.update(new)
-        findings, self.findings = self.findings, []
-        return new, findings, list(self.errors)
+    owed: int
+    seen: int
+    outside: int  # an outsider's, owed or not
+    at: float
 
 
 @dataclass
@@ -76,6 +66,7 @@ class Lane:
     engine: Engine
     tally: Tally
     sent: int = 0
+    latest: float = 0.0  # seconds that a read has come after an outsider's commit that it did not see
 
     def __post_init__(self) -> None:
         self.snapshots = self.engine.execution_options(isolation_level="REPEATABLE READ")
@@ -93,19 +84,30 @@ class Lane:
         else:
             self._write_on_connection()
 
-    def _get(self, session: Session, pk: int, known: tuple[int, int, float]) -> None:
+    def _get(self, session: Session, pk: int, known: Known) -> None:
         """Get a row, and judge it by what was known before."""
         item = session.get(Item, pk)
         self.tally.counts["reads"] += 1
-        finding = judge(self.ledger, self.number, pk, *known, item)
+        if item is not None and item.version < known.outside:
+            self._late(pk, item.version, known)
+        finding = judge(self.ledger, self.number, pk, known.owed, known.seen, known.at, item)
         if finding is not None:
             self.tally.counts[finding.kind] += 1
             self.sent += 1
             if self.sent <= MAX_FINDINGS:
                 self.tally.findings.append(finding)
 
-    def _known(self, pk: int) -> tuple[int, int, float]:
-        return self.ledger.committed(pk), self.ledger.seen(pk), time.monotonic()
+    def _late(self, pk: int, version: int, known: Known) -> None:
+        """Count a read that is older than an outsider's commit; send those that may be the latest."""
+        self.tally.counts[LATE] += 1
+        late = known.at - self.ledger.returned_at[known.outside]
+        if late > self.latest:
+            self.latest = late
+            self.tally.findings.append(Finding(LATE, pk, version, known.outside, known.at))
+
+    def _known(self, pk: int) -> Known:
+        ledger = self.ledger
+        return Known(ledger.committed(pk), ledger.seen(pk), ledger.committed_outside(pk), time.monotonic())
 
     def _read(self) -> None:
         pks = some_rows(random.randint(1, 5))
@@ -117,8 +119,7 @@ class Lane:
             known = {pk: self._known(pk) for pk in pks}
             with Session(self.snapshots) as session:
                 for pk in pks:
-                    committed, _, at = known[pk]
-                    self._get(session, pk, (committed, 0, at))
+                    self._get(session, pk, known[pk]._replace(seen=0))
 
     def _write_in_session(self) -> None:
         account = self.ledger.transaction(self.number)
@@ -168,26 +169,17 @@ def work(job: Job, ledger: Ledger, pipe: Pipe) -> None:
     random.seed(job.seed)
     sync, async_ = transports(job.mode, job.redis_url)
     SQLModelCache.configure(sync, async_transport=async_, fence_ttl=FENCE_TTL, on_unreachable="refuse")
-    tally = Tally()
-    over = threading.Event()
-
-    def report() -> None:
-        reported: Counter[str] = Counter()
-        while not over.wait(REPORT_SECONDS):
-            pipe.send(tally.report(reported))
-        pipe.send(tally.report(reported))
-
-    reporter = threading.Thread(target=report)
-    reporter.start()
-    try:
+    tally = Tally(_stats)
+    with tally.reporting(pipe):
         if job.is_async:
             asyncio.run(_run_tasks(job, ledger, tally))
         else:
             _run_threads(job, ledger, tally)
-    finally:
-        over.set()
-        reporter.join()
-        pipe.close()
+
+
+def _stats() -> Counter[str]:
+    stats = SQLModelCache.stats()
+    return Counter(hits=stats.hits, misses=stats.misses, bypasses=stats.bypasses)
 
 
 def _run_threads(job: Job, ledger: Ledger, tally: Tally) -> None:

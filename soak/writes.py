@@ -14,7 +14,8 @@ from sqlalchemy import Connection, bindparam, delete, insert, text, update
 from sqlmodel import Session
 
 from soak.ledger import Writing
-from soak.tables import BUCKET, Item, some_rows
+from soak.rows import BUCKET, some_rows
+from soak.tables import Item
 
 _LOCK = text("SELECT pg_advisory_xact_lock(n) FROM unnest(CAST(:pks AS integer[])) AS n")
 _PRESENT = text("SELECT id FROM soak_item WHERE id = ANY(CAST(:pks AS integer[])) ORDER BY id")

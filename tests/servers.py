@@ -48,6 +48,12 @@ def valkey_executable() -> str:
     return str(inside)
 
 
+def redis_major() -> int:
+    """Return the first number of the redis-server's version."""
+    told = subprocess.run([redis_executable(), "--version"], capture_output=True, check=True, text=True).stdout
+    return int(told.partition("v=")[2].partition(".")[0])
+
+
 class RedisServer:
     """A redis-server process that keeps nothing on disk."""
 
@@ -70,7 +76,8 @@ class RedisServer:
     def start(self) -> None:
         """Start the process and wait until it answers."""
         command = [self._executable, *([self._sentinel] if self._sentinel else []), "--port", str(self.port)]
-        command += ["--bind", "127.0.0.1", *(["--sentinel"] if self._sentinel else ["--save", ""]), *self._options]
+        command += ["--bind", "127.0.0.1", *(["--sentinel"] if self._sentinel else ["--save", ""])]
+        command += ["--dbfilename", f"sqlmodel-cache-{self.port}.rdb", *self._options]  # nobody else's is loaded
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=self._folder)
         with redis.Redis(port=self.port) as client:
             for _ in range(2000):

@@ -18,28 +18,31 @@ LAYERS: dict[str, set[str]] = {
     "_sqlalchemy": set(),
     "_writeset": set(),
     "_sqltext": set(),
-    "config": {"errors"},
+    "_effects": {"_plan", "errors"},
+    "_keys": {"_effects"},
+    "config": {"_keys", "errors"},
     "_values": set(),
     "_carriers": {"_values"},
     "_described": set(),
     "_codec": {"_carriers", "_described", "_values", "errors"},
-    "_effects": {"_plan", "errors"},
     "_protocol": {"_effects", "_plan", "errors"},
     "_searches": {"_effects", "_plan", "_protocol", "errors"},
-    "_keys": {"_effects"},
-    "_debts": {"_effects"},
+    "_debts": {"_effects", "_keys"},
+    "_recovery": {"_debts", "_effects", "errors"},
     "_versions": {"_effects"},
+    "_near": {"_effects", "_plan"},
     "_foreign_keys": set(),
     "_renewal": {"errors"},
     "_shapes": {"_codec", "_keys", "_renewal", "_sqlalchemy", "config", "errors"},
     "_entities": {"_foreign_keys", "_shapes", "_sqlalchemy", "config", "errors"},
     "_statements": {"_codec", "_entities", "_shapes", "_sqlalchemy", "_sqltext", "_writeset"},
     "transport.memory": {"_effects", "_plan", "errors"},
-    "transport._commands": {"_effects", "_keys", "_plan", "errors"},
+    "transport._servers": set(),
+    "transport._commands": {"_effects", "_keys", "_plan", "errors", "transport._servers"},
     "transport._batches": {"_plan", "errors"},
-    "transport._cluster": {"_keys", "_plan", "transport._commands"},
+    "transport._cluster": {"_keys", "_plan", "transport._commands", "transport._servers"},
     "transport._masters": set(),
-    "transport._clients": {"errors", "transport._cluster", "transport._masters"},
+    "transport._clients": {"errors", "transport._cluster", "transport._masters", "transport._servers"},
     "transport._wires": {"_effects", "_plan", "transport._clients", "transport._cluster", "transport._commands"},
     "transport.redis": {
         "_effects",
@@ -50,10 +53,24 @@ LAYERS: dict[str, set[str]] = {
         "transport._clients",
         "transport._cluster",
         "transport._commands",
+        "transport._servers",
         "transport._wires",
     },
+    "transport.tracking": {"errors", "transport._clients", "transport._servers"},
     "transport": {"_plan", "transport.memory", "transport.redis"},
-    "_driver": {"_debts", "_plan", "_protocol", "_sqlalchemy", "errors", "transport"},
+    "_sealing": {"_effects", "_plan", "errors"},
+    "_driver": {
+        "_debts",
+        "_effects",
+        "_near",
+        "_plan",
+        "_protocol",
+        "_recovery",
+        "_sealing",
+        "_sqlalchemy",
+        "errors",
+        "transport",
+    },
     "_namespace": {"_effects", "_keys", "_sqlalchemy", "_writeset", "config", "errors"},
     "_flights": {"_effects", "_plan", "_sqlalchemy"},
     "_unique": {"_keys", "_shapes", "config", "errors"},
@@ -111,20 +128,63 @@ LAYERS: dict[str, set[str]] = {
         "_statements",
         "_writeset",
         "config",
+        "errors",
         "metrics",
     },
     "cache": {
         "_driver",
         "_entities",
+        "_keys",
         "_lazy",
         "_namespace",
+        "_near",
         "_queries",
         "_reading",
+        "_sealing",
         "_statements",
         "_writing",
         "config",
+        "errors",
         "metrics",
         "transport",
+        "transport.tracking",
+    },
+    "follow._pgoutput": set(),
+    "follow._changes": {"_entities", "_keys", "_shapes", "_writeset", "follow._pgoutput"},
+    "follow._source": {"follow._changes"},
+    "follow._catalog": {"follow._source"},
+    "follow._stream": {
+        "errors",
+        "follow._catalog",
+        "follow._changes",
+        "follow._pgoutput",
+        "follow._source",
+    },
+    "follow._follower": {
+        "_debts",
+        "_driver",
+        "_effects",
+        "_namespace",
+        "_plan",
+        "_protocol",
+        "errors",
+        "follow._changes",
+        "follow._source",
+    },
+    "follow._outbox": {"_shapes", "errors", "follow._changes", "follow._source"},
+    "follow._outbox_postgresql": {"_shapes", "follow._catalog", "follow._outbox"},
+    "follow._outbox_sqlite": {"_shapes", "follow._outbox"},
+    "follow": {
+        "_keys",
+        "cache",
+        "errors",
+        "follow._changes",
+        "follow._follower",
+        "follow._outbox",
+        "follow._outbox_postgresql",
+        "follow._outbox_sqlite",
+        "follow._source",
+        "follow._stream",
     },
     "explanation": {"_entities", "_lazy", "_shapes", "config", "errors"},
     "session": {"_effects", "_sqlalchemy", "_sqltext", "_writeset", "_writing", "cache", "config", "errors"},
@@ -136,16 +196,29 @@ LAYERS: dict[str, set[str]] = {
         "config",
         "errors",
         "explanation",
+        "follow",
         "metrics",
         "session",
         "transport",
         "transport.redis",
     },
+    "cli": {"configure", "errors", "follow"},
     "__init__": {"config", "configure", "errors", "explanation", "metrics", "transport"},
 }
 
 # Which of the library's dependencies a module may import; the others none.
-DEPENDENCIES = {"msgspec", "pydantic", "redis", "sqlalchemy", "sqlmodel"}
+DEPENDENCIES = {
+    "asyncpg",
+    "cryptography",
+    "msgspec",
+    "psycopg",
+    "pydantic",
+    "redis",
+    "rich",
+    "sqlalchemy",
+    "sqlmodel",
+    "typer",
+}
 THIRD_PARTY: dict[str, set[str]] = {
     "_sqlalchemy": {"sqlalchemy"},
     "_namespace": {"sqlalchemy"},
@@ -160,12 +233,19 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_entities": {"sqlalchemy"},
     "explanation": {"sqlalchemy"},
     "_statements": {"sqlalchemy"},
+    "transport._servers": {"redis"},
     "transport._commands": {"redis"},
     "transport._clients": {"redis"},
     "transport._masters": {"redis"},
     "transport._cluster": {"redis"},
     "transport._wires": {"redis"},
     "transport.redis": {"redis"},
+    "follow._catalog": {"psycopg"},
+    "follow._stream": {"psycopg"},
+    "follow._outbox_postgresql": {"psycopg"},
+    "follow": {"psycopg", "sqlalchemy"},
+    "transport.tracking": {"redis"},
+    "_sealing": {"cryptography"},
     "_unique": {"msgspec", "sqlalchemy"},
     "_admission": {"sqlalchemy"},
     "_reading": {"sqlalchemy"},
@@ -174,6 +254,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_writing": {"sqlalchemy"},
     "session": {"sqlalchemy"},
     "configure": {"sqlalchemy"},
+    "cli": {"rich", "typer"},
 }
 
 
@@ -191,7 +272,7 @@ MODULES = modules()
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
     """Yield each imported module and name: of this package without its name, and with a leading dot."""
-    package = name.split(".")[:-1] if name != "transport" else ["transport"]
+    package = [name] if name in ("follow", "transport") else name.split(".")[:-1]
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -225,10 +306,7 @@ def test_layers_are_kept(name: str) -> None:
 def test_third_parties_stay_where_they_are(name: str) -> None:
     """The protocol knows neither SQLAlchemy nor Redis, the transports no SQLAlchemy, the rest no Redis."""
     found = {module.partition(".")[0] for module, _ in imports(name) if not module.startswith(".")}
-    ours = {
-        module for module in found if module in {"asyncpg", "msgspec", "pydantic", "redis", "sqlalchemy", "sqlmodel"}
-    }
-    assert ours == THIRD_PARTY.get(name, set())
+    assert found & DEPENDENCIES == THIRD_PARTY.get(name, set())
 
 
 def private(name: str) -> bool:

@@ -76,6 +76,9 @@ def test_sdist_has_what_building_and_testing_needs(archives: dict[str, Path]) ->
         "tests/test_packaging.py",
         "examples/demo.py",
         "docs/quickstart.md",
+        "docs_site/hooks.py",
+        "mkdocs.yml",
+        ".github/workflows/ci.yml",
     ):
         assert name in names
     assert [name for name in names if "__pycache__" in name or name.startswith(".venv")] == []

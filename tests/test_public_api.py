@@ -23,8 +23,10 @@ PUBLIC = {
         "CodecError",
         "ConfigurationError",
         "Explanation",
+        "FollowerError",
         "InvalidationError",
         "MemoryTransport",
+        "NearCache",
         "RedisAsyncTransport",
         "RedisSyncTransport",
         "SQLModelCache",
@@ -81,6 +83,11 @@ SIGNATURES = {
         "on_unreachable": "serve",
         "snapshot_reads": "requested",
         "fill_wait": 0.25,
+        "near_cache": None,
+        "max_payload_bytes": 1_048_576,
+        "encryption_key": None,
+        "hash_keys": False,
+        "wait_replicas": 0,
         "timeout": 0.05,
         "commit_timeout": 1.0,
     },
@@ -115,7 +122,10 @@ SIGNATURES = {
     "invalidate_all": {"bind": None},
     "ainvalidate": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
     "ainvalidate_all": {"bind": None},
-    "aclose": {},
+    "close": {"timeout": 1},
+    "aclose": {"timeout": 1},
+    "follow": {"database": inspect.Parameter.empty, "setup": False, "options": inspect.Parameter.empty},
+    "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
     "explain": {"model": inspect.Parameter.empty},
 }
 
@@ -125,8 +135,9 @@ def test_sqlmodelcache_methods_have_their_signatures(method: str) -> None:
     """Parameters, their order and their defaults; all but the first ones by name only."""
     parameters = inspect.signature(getattr(SQLModelCache, method)).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
-    by_position = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
-    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "key"}
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    by_position = [name for name, parameter in parameters.items() if parameter.kind not in kinds]
+    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "database"}
 
 
 def test_readme_lists_every_argument_of_configure() -> None:
@@ -157,9 +168,9 @@ def test_cache_config_fields() -> None:
 
 @pytest.mark.parametrize("transport", [RedisSyncTransport, RedisAsyncTransport])
 def test_redis_transports_take_a_client(transport: type) -> None:
-    """`RedisSyncTransport(client)`: the client by position, time-outs by name, by default those of `configure()`."""
+    """`RedisSyncTransport(client)`: the client by position, all else by name, by default as `configure()` says."""
     parameters = inspect.signature(transport).parameters
-    assert list(parameters) == ["client", "timeout", "commit_timeout"]
+    assert list(parameters) == ["client", "timeout", "commit_timeout", "check_server"]
     assert [parameters[name].default for name in ("timeout", "commit_timeout")] == [None, None]
 
 

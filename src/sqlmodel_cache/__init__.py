@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .config import CacheConfig, Settings
+from .config import CacheConfig, NearCache, Settings
 from .configure import SQLModelCache
-from .errors import CacheError, CodecError, ConfigurationError, InvalidationError, TransportError
+from .errors import CacheError, CodecError, ConfigurationError, FollowerError, InvalidationError, TransportError
 from .explanation import Explanation
 from .metrics import Stats
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
@@ -16,8 +16,10 @@ __all__ = [
     "CodecError",
     "ConfigurationError",
     "Explanation",
+    "FollowerError",
     "InvalidationError",
     "MemoryTransport",
+    "NearCache",
     "RedisAsyncTransport",
     "RedisSyncTransport",
     "SQLModelCache",

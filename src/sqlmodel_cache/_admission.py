@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 from zlib import crc32
@@ -47,14 +48,15 @@ _ARGUMENTS = frozenset(
     {"options", "populate_existing", "with_for_update", "identity_token", "execution_options", "bind_arguments"}
 )
 
-# An AsyncSession gives all of them, always.
-_UNASKED: dict[str, Any] = {
+# What an AsyncSession gives when nothing was asked of it, on SQLAlchemy 2.0 and on 2.1.
+_ASYNC: dict[str, Any] = {
     "options": None,
     "populate_existing": False,
     "with_for_update": None,
     "identity_token": None,
     "execution_options": {},
 }
+_UNASKED = (_ASYNC, {**_ASYNC, "populate_existing": None})
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -77,6 +79,7 @@ class Lane:
         trusted: a transaction has begun, and is believed to take a snapshot for each statement.
         transactions: those whose own writes a SELECT of the session may see.
         idle: the session had nothing to flush.
+        hidden: makes what stands for a primary key in keys, where they do not show it.
     """
 
     entity: Entity
@@ -88,6 +91,7 @@ class Lane:
     trusted: bool
     transactions: tuple[Transaction, ...]
     idle: bool = False
+    hidden: Callable[[str], str] | None = None
     _lookups: dict[str, Lookup] = field(default_factory=dict)  # by primary key: hot rows are asked for again and again
 
     def lookup(self, pk: str) -> Lookup:
@@ -96,11 +100,13 @@ class Lane:
         if found is None:
             if len(self._lookups) >= MAX_LOOKUPS:
                 self._lookups.clear()
-            found = self._lookups[pk] = Lookup(self.entry(pk), self.rows.fingerprint)
+            found = self._lookups[pk] = Lookup(self.entry(pk), self.rows.fingerprint, self.entity.near)
         return found
 
     def entry(self, pk: str) -> Entry:
         """Return the keys of a row."""
+        if self.hidden is not None:
+            pk = self.hidden(pk)
         table = self.shards[crc32(pk.encode("utf-8", "surrogatepass")) % _keys.SHARDS]  # as _keys.entry
         return Entry(f"{table}:{pk}", table)
 
@@ -159,7 +165,7 @@ class Admission:
         The session is flushed, and begun, as a SELECT would do it; no connection is opened.
         """
         usual: _Usual | None = entity.memo.get(_USUAL)
-        if usual is None or (options and options != _UNASKED) or self._driver.debts.owed:
+        if usual is None or (options and options not in _UNASKED) or self._driver.debts.any:
             return self._find(session, entity, options)
         if not usual.fits(session, entity) or _sqlalchemy.merging.get():
             return self._find(session, entity, options)
@@ -167,6 +173,8 @@ class Admission:
         return usual.lane
 
     def _find(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | None:
+        if not self._naming.may_read:
+            return None
         call = options.get("execution_options") or _NOTHING
         session_options = _sqlalchemy.options_of(session) or _NOTHING
         if not _is_plain(session, options, call, session_options):
@@ -195,8 +203,8 @@ class Admission:
         if view is None:
             return None
         lane = Lane(entity, ref, entity.rows(bind.dialect), self._naming.table_keys(ref), ttl_ms, *view)
-        if self._driver.debts:
-            self._driver.pay_debts()
+        if self._naming.hides:
+            lane.hidden = partial(self._naming.hidden, ref)
         _sqlalchemy.autobegin(session)
         if isinstance(bind, Connection):  # the session's rollback() is this connection's, as after a SELECT
             session.connection(bind_arguments={"mapper": entity.mapper})
@@ -224,7 +232,7 @@ class Admission:
         if lane.transactions and lane.hides(pk):
             return None
         lookup = lane.lookup(pk)
-        return None if self._driver.debts.owed and lookup.entry in self._driver.debts else lookup
+        return None if self._driver.debts.any and lookup.entry in self._driver.debts else lookup
 
     def _view(
         self, session: Session, bind: Engine | Connection, session_options: Mapping[str, Any]
@@ -278,7 +286,12 @@ class Admission:
             if server.in_recovery or (lane.trusted and not server.snapshot_per_statement):
                 return [False] * len(pks)
         # A session may choose another database for each statement. One of its connections is the one that was asked.
-        if not any(self._naming.namespace(session, connection) == lane.ref.namespace for connection in connections):
+        # And the callable that names tenants may have another answer by now, or none.
+        try:
+            is_theirs = any(self._naming.namespace(session, held) == lane.ref.namespace for held in connections)
+        except LookupError:
+            is_theirs = False
+        if not is_theirs:
             return [False] * len(pks)
         return [not any(state.covers(lane.ref, pk) for state in states) for pk in pks]
 

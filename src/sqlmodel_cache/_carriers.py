@@ -12,7 +12,7 @@ import datetime
 import enum
 import importlib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -22,7 +22,7 @@ from sqlalchemy import types as sqltypes
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from ._values import ZONED_WIRE, Convert, dump_naive, dump_zoned, load_naive, load_zoned, pack
+from ._values import ZONED_WIRE, Convert, Unfit, dump_naive, dump_zoned, load_decimal, load_naive, load_zoned, pack
 
 try:
     from sqlmodel import UTCDateTime as _UTCDateTime
@@ -41,6 +41,7 @@ class Carrier:
         load: makes a value from what is decoded.
         nulls: `dump` and `load` see None, too.
         nested: `pack` alone carries such a value inside of another, as in an array.
+        kinds: the exact types of its values, where they are known.
     """
 
     way: str
@@ -49,6 +50,7 @@ class Carrier:
     load: Convert | None = None
     nulls: bool = False
     nested: bool = True
+    kinds: tuple[type, ...] = ()
 
 
 def plain_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
@@ -70,7 +72,7 @@ def carrier_of(type_: TypeEngine[Any], dialect: Dialect) -> Carrier:
         return INSTANT  # what its methods do is known, and costs more than all the rest of a row
     chosen = type_.dialect_impl(dialect)  # a variant, or what a decorator's load_dialect_impl() says
     if isinstance(chosen, sqltypes.Interval | postgresql.INTERVAL):
-        return Carrier("timedelta", datetime.timedelta)
+        return Carrier("timedelta", datetime.timedelta, kinds=(datetime.timedelta,))
     if isinstance(chosen, TypeDecorator):
         return _decorated(chosen, dialect)
     if isinstance(type_, sqltypes.Double) and isinstance(chosen, sqltypes.Float):
@@ -97,7 +99,7 @@ def refused(why: str) -> Carrier:
     """Return how values travel that must not: None does, anything else is an error."""
 
     def dump(value: Any) -> Any:
-        raise TypeError(why)
+        raise Unfit(why)
 
     return Carrier("refused", type(None), dump, nested=False)
 
@@ -139,7 +141,7 @@ def _decorated(type_: TypeDecorator[Any], dialect: Dialect) -> Carrier:
 def _enum(type_: sqltypes.Enum, dialect: Dialect) -> Carrier:
     enum_class: type[enum.Enum] | None = type_.enum_class
     if enum_class is None:
-        return Carrier("str", str)
+        return Carrier("str", str, kinds=(str,))
     # By name: values may be of any type, and several members may share one.
     members = dict(enum_class.__members__)
     way = f"enum {list(type_.enums)} {[(name, repr(member.value)) for name, member in members.items()]}"
@@ -152,20 +154,22 @@ def _name_of(member: enum.Enum) -> str:
 
 def _numeric(type_: sqltypes.Numeric[Any] | sqltypes.Float[Any], dialect: Dialect) -> Carrier:
     # SQLite gives whole numbers of a NUMERIC as int.
-    return Carrier("decimal", Decimal) if type_.asdecimal else Carrier("float", float | int)
+    if type_.asdecimal:
+        return Carrier("decimal", Decimal, None, load_decimal, kinds=(Decimal,))
+    return Carrier("float", float | int, kinds=(float, int))
 
 
 def _float(type_: sqltypes.Float[Any], dialect: Dialect) -> Carrier:
     # A column of four bytes is read as 0.1 by one driver, and as 0.10000000149011612 by another.
     known = _numeric(type_, dialect)
-    return Carrier(f"{known.way} {_driver(dialect)}", known.wire)
+    return replace(known, way=f"{known.way} {_driver(dialect)}")
 
 
 def _uuid(type_: sqltypes.Uuid[Any], dialect: Dialect) -> Carrier:
     if not type_.as_uuid:
-        return Carrier("str", str)
+        return Carrier("str", str, kinds=(str,))
     if dialect.driver != "asyncpg" or not type_.native_uuid:
-        return Carrier("uuid", uuid.UUID)
+        return Carrier("uuid", uuid.UUID, kinds=(uuid.UUID,))
     faster: Any = importlib.import_module("asyncpg.pgproto.pgproto").UUID  # a subclass of uuid.UUID
     return Carrier("uuid", bytes, lambda value: value.bytes, faster, nested=False)
 
@@ -180,8 +184,9 @@ def _datetime(type_: sqltypes.DateTime, dialect: Dialect) -> Carrier:
 
 def _array(type_: sqltypes.ARRAY[Any], dialect: Dialect) -> Carrier:
     item = carrier_of(type_.item_type, dialect)
+    whole = tuple if type_.as_tuple else list
     if item.nested:
-        return Carrier(f"array {item.way}", Any, pack)
+        return Carrier(f"array {item.way}", Any, pack, lambda wire: _checked(wire, whole, item.kinds))
     if item.wire not in (str, bytes, int, float, bool):
         return refused("the items of this array may be arrays")
     dump, load = item.dump, item.load
@@ -190,8 +195,27 @@ def _array(type_: sqltypes.ARRAY[Any], dialect: Dialect) -> Carrier:
         f"array {item.way} {item.wire.__name__}",
         Any,
         lambda value: pack(_map(value, dump, item.nulls)),
-        None if load is None else lambda wire: _map(wire, load, item.nulls),
+        lambda wire: _map(_checked(wire, whole, (item.wire,)), load or _as_it_is, item.nulls),
     )
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _checked(value: Any, whole: type, kinds: tuple[type, ...]) -> Any:
+    """Return an array of any depth whose items have one of these types, or are None; of none, whatever they are."""
+    kind: object = type(value)
+    if kind is not whole:
+        raise Unfit(f"not a {whole.__name__}")
+    items: Any = value
+    if kinds:
+        for item in items:
+            if type(item) is whole:
+                _checked(item, whole, kinds)
+            elif item is not None and type(item) not in kinds:
+                raise Unfit(f"a {type(item).__name__} in an array")
+    return value
 
 
 def _map(value: Any, convert: Convert, nulls: bool) -> Any:
@@ -204,7 +228,23 @@ def _map(value: Any, convert: Convert, nulls: bool) -> Any:
 
 def _range(type_: TypeEngine[Any], dialect: Dialect) -> Carrier:
     zoned = postgresql.TSTZRANGE, postgresql.TSTZMULTIRANGE
-    return as_it_is(dialect) if isinstance(type_, zoned) else ANY
+    carrier = as_it_is(dialect) if isinstance(type_, zoned) else ANY
+    return replace(carrier, load=_several if isinstance(type_, postgresql.ranges.AbstractMultiRange) else _one_range)
+
+
+def _one_range(value: Any) -> Any:
+    if type(value) is not postgresql.Range:
+        raise Unfit("not a range")
+    return value
+
+
+def _several(value: Any) -> Any:
+    kind: object = type(value)
+    if kind is not postgresql.ranges.MultiRange:
+        raise Unfit("not a multirange")
+    for item in value:
+        _one_range(item)
+    return value
 
 
 ANY = Carrier("any", Any, pack)
@@ -212,12 +252,12 @@ INSTANT = Carrier("instant", datetime.datetime)
 NAIVE = Carrier("naive", datetime.datetime, dump_naive, load_naive)
 
 _CARRIERS: tuple[tuple[type[TypeEngine[Any]], Carrier], ...] = (
-    (sqltypes.Integer, Carrier("int", int)),
-    (sqltypes.Boolean, Carrier("bool", bool)),
-    (sqltypes.LargeBinary, Carrier("bytes", bytes)),
-    (sqltypes.BINARY, Carrier("bytes", bytes)),
-    (sqltypes.VARBINARY, Carrier("bytes", bytes)),
-    (sqltypes.Date, Carrier("date", datetime.date)),
+    (sqltypes.Integer, Carrier("int", int, kinds=(int,))),
+    (sqltypes.Boolean, Carrier("bool", bool, kinds=(bool,))),
+    (sqltypes.LargeBinary, Carrier("bytes", bytes, kinds=(bytes,))),
+    (sqltypes.BINARY, Carrier("bytes", bytes, kinds=(bytes,))),
+    (sqltypes.VARBINARY, Carrier("bytes", bytes, kinds=(bytes,))),
+    (sqltypes.Date, Carrier("date", datetime.date, kinds=(datetime.date,))),
     (sqltypes.JSON, ANY),
     (postgresql.HSTORE, ANY),
 )
@@ -225,7 +265,7 @@ _TIME = Carrier("time", datetime.time)
 _TIMETZ = Carrier("timetz", str, datetime.time.isoformat, datetime.time.fromisoformat)
 _MAKERS: tuple[tuple[type[TypeEngine[Any]], Any], ...] = (
     (sqltypes.Enum, _enum),
-    (sqltypes.String, lambda type_, dialect: Carrier("str", str)),
+    (sqltypes.String, lambda type_, dialect: Carrier("str", str, kinds=(str,))),
     (sqltypes.Float, _float),
     (sqltypes.Numeric, _numeric),
     (sqltypes.Uuid, _uuid),

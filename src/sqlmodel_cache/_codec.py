@@ -18,7 +18,7 @@ from sqlalchemy.types import TypeEngine
 
 from ._carriers import Carrier, carrier_of, plain_type
 from ._described import described
-from ._values import encode, same, unpack
+from ._values import UNSEEN, Unfit, encode, same, see, unpack
 from .errors import CodecError
 
 __all__ = ["Codec", "Column", "plain_type"]
@@ -113,7 +113,17 @@ def _skips(convert: Callable[[Any], Any] | None, value: object, carrier: Carrier
 
 def _decoder(wires: Sequence[Any]) -> Callable[[bytes], tuple[Any, ...]]:
     types = tuple(wire if wire is Any else wire | None for wire in wires)
-    return msgspec.msgpack.Decoder(tuple[types], ext_hook=unpack).decode  # type: ignore[valid-type]
+    decode: Callable[[bytes], tuple[Any, ...]]
+    decode = msgspec.msgpack.Decoder(tuple[types], ext_hook=unpack).decode  # type: ignore[valid-type]
+    if Any not in wires:
+        return decode
+
+    def decode_seen(payload: bytes) -> tuple[Any, ...]:
+        if len(payload) > UNSEEN:
+            see(payload)
+        return decode(payload)
+
+    return decode_seen
 
 
 def _loader(carriers: Mapping[str, Carrier], order: Sequence[str]) -> Callable[[bytes], dict[str, Any]]:
@@ -147,7 +157,5 @@ def _refusal(key: str, why: str) -> CodecError:
 
 
 def _said(error: Exception) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:
-        return type(error).__name__
+    """Return what an error says, if it says nothing of the value: it may be logged."""
+    return str(error) if type(error) in (Unfit, msgspec.ValidationError, CodecError) else type(error).__name__

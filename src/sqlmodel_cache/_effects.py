@@ -27,6 +27,12 @@ ABSENT = b"\xc0"
 """The payload that says that there is no such row: msgpack's nil, which no row is, and no row that was cut short."""
 
 
+class NearPayload(bytes):
+    """A payload that the near cache replies with, for those who count."""
+
+    __slots__ = ()
+
+
 class Entry(NamedTuple):
     """The two keys of a cached row, which share one hash slot."""
 
@@ -71,10 +77,14 @@ LeaseReply: TypeAlias = Hit | Granted | Filling | Fenced
 
 @dataclass(slots=True, unsafe_hash=True)  # every hit makes one, and a frozen one takes twice as long to make
 class Lookup(Effect[bytes | None]):
-    """Return the payload if the row is a value with this fingerprint and its table is unchanged and unfenced."""
+    """Return the payload if the row is a value with this fingerprint and its table is unchanged and unfenced.
+
+    `near` allows the reply to come from this process's near cache, under the guarantee that it has.
+    """
 
     entry: Entry
     fingerprint: bytes
+    near: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +146,28 @@ class Keys(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Begin(Effect[None]):
-    """Give every key a new version and a pending token that lapses after `fence_ttl_ms`."""
+    """Give every key a new version and a pending token that lapses after `fence_ttl_ms`.
+
+    Replies when so many replicas have it, and fails when they do not in time.
+    """
 
     keys: Keys
     id: bytes
     fence_ttl_ms: int
+    replicas: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class End(Effect[None]):
-    """Remove the token from every key; a key that does not hold it gets a new version instead."""
+    """Remove the token from every key; a key that does not hold it gets a new version instead.
+
+    `replicas` as in `Begin`.
+    """
 
     keys: Keys
     token: bytes
     id: bytes
+    replicas: int = 0
 
 
 class Outcome(Enum):

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Mapper
 from . import _sqlalchemy
 from ._foreign_keys import replaces, rewriters
 from ._shapes import CachedTable, Entity, Refused, cached_table, entity_of, tables_of
-from .config import CONFIG_ATTRIBUTE, config_of
+from .config import CONFIG_ATTRIBUTE, CacheConfig, config_of
 from .errors import ConfigurationError
 
 
@@ -84,6 +84,12 @@ class Entities:
             )
             raise ConfigurationError("pk", pk, f"give the primary key of {mapper.class_.__name__}: ({wanted})")
         return cached, text
+
+    def longest_ttl_ms(self) -> int:
+        """Return the longest ttl that a mapped class declares, 0 if none does."""
+        configs = [getattr(mapper.class_, CONFIG_ATTRIBUTE, None) for mapper in _sqlalchemy.mappers()]
+        ttls = [(config.ttl_ms, config.missing_ttl_ms) for config in configs if isinstance(config, CacheConfig)]
+        return max((ttl for pair in ttls for ttl in pair if ttl is not None), default=0)
 
     def all_tables(self) -> list[CachedTable]:
         """Return every cached table."""

@@ -6,11 +6,15 @@
 The braces are literal: Redis Cluster hashes what stands between them, so a row and its table's shard share a slot and
 one script reaches both. A table has `SHARDS` table keys, so that its rows spread over the slots and a table-wide
 write still touches a fixed number of keys.
+
+Where primary keys shall not be read, a hash stands in the place of each.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,6 +38,11 @@ def escape(text: str) -> str:
     return text.translate(_UNSAFE)
 
 
+def prefix(text: str) -> str:
+    """Return what every key begins with under a `key_prefix`."""
+    return f"{escape(text)}:{{"
+
+
 def pk_text(pk: Sequence[object]) -> str:
     """Return the readable, unique text of a primary key whose parts have types in `PK_TYPES`."""
     if len(pk) == 1:
@@ -50,6 +59,24 @@ def table_name(schema: str | None, table: str, translate: Mapping[Any, Any] | No
     return ".".join(escape(part).replace(".", "%2E") for part in parts)
 
 
+def hidden(text: str, secret: bytes = b"") -> str:
+    """Return what stands for a text that shall not be read: 32 letters, digits, "-" and "_" for 192 bits.
+
+    Two texts with the same would be one row to the cache; so it is too long for anybody to make such texts. Without a
+    secret, whoever can guess the text can check the guess.
+    """
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=secret, digest_size=24, person=_PERSON)
+    return base64.urlsafe_b64encode(digest.digest()).decode()
+
+
+def hash_secret(key: bytes) -> bytes:
+    """Return the secret for `hidden` that belongs to an encryption key."""
+    return hashlib.blake2b(b"hash_keys", key=key, digest_size=32, person=_PERSON).digest()
+
+
+_PERSON = b"sqlmodelcache v1"
+
+
 def shard_of(pk: str) -> int:
     """Return the shard of a primary key's text: CRC-32 modulo `SHARDS`, equal in every process."""
     return crc32(pk.encode()) % SHARDS
@@ -64,6 +91,11 @@ def entry(prefix: str, namespace: str, table: str, pk: str) -> Entry:
 def table_keys(prefix: str, namespace: str, table: str) -> tuple[str, ...]:
     """Return all keys of a table's shards."""
     return tuple(f"{prefix}:{{{namespace}/{table}:{shard}}}" for shard in range(SHARDS))
+
+
+def table_of(row: str) -> str:
+    """Return the key of the table's shard of a row's key."""
+    return row[: row.index("}") + 1]
 
 
 def slot_tag(key: str) -> str:

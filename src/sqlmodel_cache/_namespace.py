@@ -26,7 +26,7 @@ from . import _keys, _sqlalchemy
 from ._effects import Entry, Keys
 from ._writeset import TableRef, WriteSet
 from .config import Settings
-from .errors import ConfigurationError
+from .errors import ConfigurationError, InvalidationError
 
 log = logging.getLogger("sqlmodel_cache")
 
@@ -162,20 +162,30 @@ class Naming:
         self.databases = Databases()
         self._prefix = _keys.escape(settings.key_prefix)
         self._configured = settings.namespace
+        self._refuses = settings.on_unreachable == "refuse"
+        self._secrets = settings.hash_secrets
+        self._shows = settings.hash_keys is not True  # whether a key may have the primary key's own text
+        self.hides = settings.hash_keys is True
+        self.may_read = settings.hash_keys != "rollout"
 
     def namespace(self, session: Session | None, bind: Engine | Connection) -> str:
         """Return the configured namespace, or the database's name, which is asked if it is not yet known.
 
         Raises:
-            LookupError: the configured callable gave no name. What it raises, and what the driver raises, passes.
+            LookupError: the configured callable gave no name, or raised. What the driver raises, passes.
         """
         if self._configured is None:
             known = self.databases.known(bind.engine)
             return (known or self.databases.ask(held_connection(session, bind))).name
         self.databases.meet(held_connection(session, bind))
-        name = self._configured(session) if callable(self._configured) else self._configured
-        if not isinstance(name, str) or not name:
-            raise LookupError("the namespace callable gave no name")
+        if not callable(self._configured):
+            return _keys.escape(self._configured)
+        try:
+            name = self._configured(session)
+        except Exception as error:  # whatever it is, it says that nobody knows whose rows these are
+            raise LookupError(f"the namespace callable raised {type(error).__name__}") from error
+        if not isinstance(name, str) or not name.strip():
+            raise LookupError(f"the namespace callable gave no name, but a {type(name).__name__}")
         return _keys.escape(name)
 
     @property
@@ -193,6 +203,9 @@ class Naming:
         """Return the namespaces in which a connection writes: of all sessions that use it, or its database's.
 
         A callable that gives none, or raises, leaves the write to the TTL of whoever has cached the row: it is logged.
+
+        Raises:
+            InvalidationError: the same, in `refuse` mode.
         """
         if not callable(self._configured):
             return {self.namespace(None, connection)}
@@ -201,7 +214,12 @@ class Naming:
         for session in using or [None]:
             try:
                 found.add(self.namespace(session, connection))
-            except Exception as why:  # the callable is the application's
+            except LookupError as why:
+                if self._refuses:
+                    raise InvalidationError(
+                        f'{why}, so nobody can be told of this commit, and on_unreachable="refuse": the transaction is '
+                        "rolled back"
+                    ) from why
                 log.warning("a write is not invalidated, for want of a namespace: %s", why)
         return found
 
@@ -209,10 +227,15 @@ class Naming:
         """Return the bind's namespace, or without one all that this process knows.
 
         Raises:
-            ConfigurationError: it knows none yet.
+            ConfigurationError: it knows none yet, or the callable gives none.
         """
-        if bind is not None or isinstance(self._configured, str):
-            return [self.namespace(None, bind)] if bind is not None else [_keys.escape(str(self._configured))]
+        if bind is not None:
+            try:
+                return [self.namespace(None, bind)]
+            except LookupError as why:
+                raise ConfigurationError("bind", None, f"{why}; it was asked without a session") from why
+        if isinstance(self._configured, str):
+            return [_keys.escape(self._configured)]
         if self.asks_sessions:
             raise ConfigurationError("bind", None, "the namespace depends on the session: give bind=session")
         known = self.databases.names()
@@ -224,13 +247,26 @@ class Naming:
         """Return the keys of a table, by shard."""
         return _keys.table_keys(self._prefix, ref.namespace, ref.table)
 
-    def entry(self, ref: TableRef, pk: str) -> Entry:
-        """Return the keys of a row."""
-        return _keys.entry(self._prefix, ref.namespace, ref.table, pk)
+    def hidden(self, ref: TableRef, pk: str) -> str:
+        """Return what stands for a primary key in the keys that this process reads."""
+        return _hidden(ref, pk, self._secrets[0])
+
+    def entries(self, ref: TableRef, pk: str) -> list[Entry]:
+        """Return the keys of a row, by each name under which a process of this cache may have stored it.
+
+        1 R, which hashes: a fill   2 W, which does not: BEGIN, COMMIT, END of another key   3 R: a hit, the old row
+        So who reads by a name must know that all who write fence it: `hash_keys="rollout"` reads by none, and keys
+        are given to all before they are used.
+        """
+        names = [pk] if self._shows else []
+        names += [_hidden(ref, pk, secret) for secret in self._secrets]
+        return [_keys.entry(self._prefix, ref.namespace, ref.table, name) for name in names]
 
     def keys(self, writes: WriteSet) -> Keys:
         """Return the keys that a commit of these writes must fence."""
-        rows = tuple(self.entry(ref, pk).row for ref, pks in writes.rows.items() for pk in sorted(pks))
+        rows = tuple(
+            entry.row for ref, pks in writes.rows.items() for pk in sorted(pks) for entry in self.entries(ref, pk)
+        )
         tables = tuple(key for ref in sorted(writes.tables) for key in self.table_keys(ref))
         return Keys(rows, tables)
 
@@ -242,6 +278,10 @@ def held_connection(session: Session | None, bind: Engine | Connection) -> Engin
             if connection.engine.pool is bind.pool:
                 return connection
     return bind
+
+
+def _hidden(ref: TableRef, pk: str, secret: bytes) -> str:
+    return _keys.hidden(f"{ref.namespace}/{ref.table}:{pk}", secret)
 
 
 _PROCESS = uuid.uuid4().hex

@@ -7,7 +7,7 @@ read ever returns uncommitted data. The argument, its machine-checked counterexa
 A row has two keys in one hash slot, its own R and its table's T (one T per shard of the table):
 
     R   absent | FENCE(version, pending {token: deadline}) | VALUE(version, table version, {fingerprint: payload})
-    T   absent | FENCE(version, pending {token: deadline})
+    T   absent | FENCE(version, pending {token: deadline}, server)
 
     step       R absent        R FENCE, none pending   R FENCE, pending   R VALUE, valid         R VALUE, invalid
     lookup     miss            miss                    miss               hit iff own payload    miss
@@ -16,11 +16,15 @@ A row has two keys in one hash slot, its own R and its table's T (one T per shar
     begin      FENCE+token     new version, +token     new version, +tok  FENCE+token            FENCE+token
     end        FENCE           new version             -token             FENCE                  FENCE
 
-A value keeps the version of the fence that it took the place of, and is valid when its table version is T's version
-and nothing is pending on T. Whoever reads the row in another shape (another release's columns, a subclass) joins it
-with a payload under a fingerprint of its own: "own" means both versions of the lease, so no commit lies between the
-payloads of one value. A lease is refused while anything is pending on T. Versions (96 bits) and tokens (128) are made
-from a client's random id and the server's clock, never reused, not even when a client library sends a command twice.
+A value keeps the version of the fence that it took the place of, and is valid when its table version is T's version,
+T names the server that is asked, and nothing is pending on T. A lease that finds another's name on T writes its own
+there, and a new version; BEGIN and END leave the name. A server has a new name when it starts and when it is promoted.
+
+Whoever reads the row in another shape (another release's columns, a subclass) joins a value with a payload under a
+fingerprint of its own: "own" means both versions of the lease, so no commit lies between the payloads of one value.
+
+A lease is refused while anything is pending on T. Versions (96 bits) and tokens (128) are made from a client's random
+id and the server's clock, never reused, not even when a client library sends a command twice.
 
 I1  A fence is on every written key before COMMIT is sent, and after the last flush.
 I2  BEGIN always changes the version: no lease that was granted before it can fill after it.
@@ -30,6 +34,7 @@ I5  A token is removed only by its owner, and only when the outcome of the COMMI
 I6  A row that the reader's own transaction wrote is neither looked up nor filled (the session sees to that).
 I7  A fill's snapshot is not older than its lease (the session sees to that).
 I8  A reader is told of another's load only if that was sent after it began: it joins before, or not at all.
+I9  A value is valid only on the server, and in the run of it, that granted its lease: what comes back is not.
 
 Leases: Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013. Deadlines: Gray and Cheriton, "Leases", SOSP 1989.
 Fences: the soft locks of Hibernate's second-level cache, with an owner for each lock.
@@ -64,6 +69,7 @@ from ._effects import (
     Load,
     Loaded,
     Lookup,
+    NearPayload,
     Outcome,
     Resign,
     Wait,
@@ -96,12 +102,13 @@ class Source(Enum):
 
 @dataclass(slots=True)
 class Answer(Generic[Decoded, Row]):
-    """A read's result: `decoded` from a hit, otherwise `row` from the database."""
+    """A read's result: `decoded` from a hit, a `near` one or not; otherwise `row` from the database."""
 
     source: Source
     decoded: Decoded | None
     row: Row | None
     corrupt: bool = False
+    near: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,8 @@ class Reading(Generic[Decoded]):
         absent_ttl_ms: of a stored "no such row"; 0 where absence is not cached.
         wait_ms: how long it waits for another reader that is about to load the same row; 0 never.
         fresh: tells, before the SELECT is sent, whether its snapshot will not be older than a row's lease (I7).
-        due: whether a valid payload is about to expire, and this reader shall renew it.
+        due: whether a row's valid payload is about to expire, and this reader shall renew it.
+        near: whether its first look-up may be answered by this process's near cache.
     """
 
     fingerprint: bytes
@@ -125,12 +133,13 @@ class Reading(Generic[Decoded]):
     wait_ms: int = 0
     fresh: Callable[[Entry, Granted], bool] = lambda entry, lease: True
     due: Callable[[bytes], bool] | None = None
+    near: bool = False
 
     def hit(self, payload: bytes) -> Answer[Decoded, Any]:
         """Return the answer that a payload is. Raises `CodecError`."""
         if payload == ABSENT and self.absent_ttl_ms:
-            return Answer(Source.ABSENT, None, None)
-        return Answer(Source.HIT, self.decode(payload), None)
+            return Answer(Source.ABSENT, None, None, near=type(payload) is NearPayload)
+        return Answer(Source.HIT, self.decode(payload), None, near=type(payload) is NearPayload)
 
 
 def read(entry: Entry, reading: Reading[Decoded], *, new_id: NewId) -> Plan[Answer[Decoded, Any]]:
@@ -140,7 +149,7 @@ def read(entry: Entry, reading: Reading[Decoded], *, new_id: NewId) -> Plan[Answ
     """
     plan = unreachable()  # it runs outside of the except clause: what the database raises has nothing to do with that
     with suppress(TransportError):
-        payload = yield from perform(Lookup(entry, reading.fingerprint))
+        payload = yield from perform(Lookup(entry, reading.fingerprint, reading.near))
         plan = looked_up(entry, reading, payload, new_id=new_id)
     return (yield from plan)
 
@@ -156,7 +165,7 @@ def looked_up(
         answer = reading.hit(payload)
     if answer is None:
         return (yield from missed(entry, reading, new_id=new_id, corrupt=True))
-    if reading.due is None or not reading.due(payload):
+    if answer.source is Source.ABSENT or reading.due is None or not reading.due(payload):
         return answer
     return (yield from renew(entry, reading, answer, new_id=new_id))
 
@@ -208,19 +217,25 @@ def missed(
 def _lease(
     entry: Entry, reading: Reading[Any], wait_ms: int, new_id: NewId, corrupt: bool
 ) -> Plan[Hit | Granted | Fenced]:
-    """Return the reply to a lease, after another process had its time to fill if it was elected to."""
+    """Return the reply to a lease, after another process had its time to fill if it was elected to.
+
+    It waits for one election: when another follows, the first has been given up, and there may be nothing to fill. Nor
+    does it wait for a fill that would not be valid, because the whole table was written meanwhile.
+    """
     lease = Lease(entry, reading.fingerprint, new_id(), replace=corrupt, elect_ms=wait_ms)
     found: LeaseReply = yield from perform(lease)
-    if not isinstance(found, Filling):
-        return found
-    left_ms, pause_ms = min(found.left_ms, wait_ms), FIRST_POLL_MS
-    while left_ms > 0:
-        yield from perform(Wait(min(pause_ms, left_ms)))
-        left_ms, pause_ms = left_ms - pause_ms, 2 * pause_ms
-        payload = yield from perform(Lookup(entry, reading.fingerprint))
-        if payload is not None:
-            return Hit(payload)
-    return found.lease
+    patience_ms = left_ms = wait_ms
+    pause_ms = FIRST_POLL_MS
+    under: Granted | None = None
+    while isinstance(found, Filling):
+        if patience_ms <= 0 or found.left_ms > left_ms or found.lease != (under or found.lease):
+            return found.lease
+        left_ms, under = found.left_ms, found.lease
+        pause_ms = max(1, min(pause_ms, left_ms, patience_ms))
+        yield from perform(Wait(pause_ms))
+        patience_ms, pause_ms = patience_ms - pause_ms, 2 * pause_ms
+        found = yield from perform(Lease(entry, reading.fingerprint, new_id(), elect_ms=wait_ms))
+    return found
 
 
 def _load_and_fill(
@@ -291,19 +306,23 @@ class Debts(Protocol):
     def settle(self, keys: Keys, ticket: int) -> None: ...
 
 
-def commit(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId) -> Plan[Outcome]:
-    """Return the outcome of the database's COMMIT, with `keys` fenced around it.
+def commit(
+    keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId, replicas: int = 0
+) -> Plan[Outcome]:
+    """Return the outcome of the database's COMMIT, with `keys` fenced around it, on so many replicas, too.
 
     Raises:
         InvalidationError: in `refuse` mode, when the fence could not be set; COMMIT was not sent.
     """
-    token = yield from begin(keys, debts, refuse=refuse, fence_ttl_ms=fence_ttl_ms, new_id=new_id)
+    token = yield from begin(keys, debts, refuse=refuse, fence_ttl_ms=fence_ttl_ms, new_id=new_id, replicas=replicas)
     outcome = yield from perform(Commit())
-    yield from end(keys, token, outcome, debts, new_id=new_id)
+    yield from end(keys, token, outcome, debts, new_id=new_id, replicas=replicas)
     return outcome
 
 
-def begin(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId) -> Plan[bytes | None]:
+def begin(
+    keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId, replicas: int = 0
+) -> Plan[bytes | None]:
     """Return the token of a fence on `keys`, or None when none could be set: then the keys are owed (I1).
 
     Every attempt has a token of its own: an attempt whose reply was lost may still execute, and lapses.
@@ -312,7 +331,7 @@ def begin(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: 
     for _ in range(BEGIN_ATTEMPTS):
         token = new_id()
         try:
-            yield from perform(Begin(keys, token, fence_ttl_ms))
+            yield from perform(Begin(keys, token, fence_ttl_ms, replicas))
         except TransportError as error:
             cause = error
         else:
@@ -326,11 +345,13 @@ def begin(keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: 
     return None
 
 
-def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_id: NewId) -> Plan[None]:
+def end(
+    keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_id: NewId, replicas: int = 0
+) -> Plan[None]:
     """Release the fence, or leave it to its deadline when the COMMIT may still land (I5).
 
     An END that cannot be delivered leaves the keys owed: the fence holds until its deadline, and a cache that lost
-    the fence meanwhile is told again.
+    the fence meanwhile is told again. Replicas that have the fence need not have its END: theirs lapses.
     """
     if outcome is Outcome.UNKNOWN and token is None:
         # 1 A: COMMIT   2 B: UPDATE of the same row, begin fails, owes   3 A: end settles   4 B: COMMIT, connection lost
@@ -340,7 +361,7 @@ def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_
     for _ in range(END_ATTEMPTS if token else 1):  # a cache that did not hear BEGIN will hardly hear END
         ticket = debts.ticket()
         try:
-            yield from perform(End(keys, token or new_id(), new_id()))
+            yield from perform(End(keys, token or new_id(), new_id(), 0 if token else replicas))
         except TransportError:
             continue
         debts.settle(keys, ticket)
@@ -348,7 +369,7 @@ def end(keys: Keys, token: bytes | None, outcome: Outcome, debts: Debts, *, new_
     debts.owe(keys)
 
 
-def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId) -> Plan[None]:
+def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId, replicas: int = 0) -> Plan[None]:
     """Give every key a new version: values of these keys are gone, and leases that were granted before are dead.
 
     Raises:
@@ -357,7 +378,7 @@ def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId) -> Plan
     cause: TransportError | None = None
     for _ in range(END_ATTEMPTS):
         try:
-            yield from perform(End(keys, new_id(), new_id()))
+            yield from perform(End(keys, new_id(), new_id(), replicas))
         except TransportError as error:
             cause = error
         else:
@@ -367,11 +388,15 @@ def invalidate(keys: Keys, debts: Debts, *, refuse: bool, new_id: NewId) -> Plan
     debts.owe(keys)
 
 
-def settle(keys: Keys, debts: Debts, *, fence_ttl_ms: int, new_id: NewId) -> Plan[None]:
-    """Deliver an invalidation that failed before. A fence that nobody ends: a COMMIT of theirs may still land (I5)."""
+def settle(keys: Keys, debts: Debts, *, fence_ttl_ms: int, new_id: NewId, replicas: int = 0) -> Plan[bool]:
+    """Deliver an invalidation that failed before; return whether it has arrived.
+
+    It is a fence that nobody ends: a COMMIT of these keys may still land (I5).
+    """
     ticket = debts.ticket()
     try:
-        yield from perform(Begin(keys, new_id(), fence_ttl_ms))
+        yield from perform(Begin(keys, new_id(), fence_ttl_ms, replicas))
     except TransportError:
-        return
+        return False
     debts.settle(keys, ticket)
+    return True

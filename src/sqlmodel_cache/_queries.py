@@ -6,12 +6,15 @@ both are one SELECT.
 
 from __future__ import annotations
 
+import datetime
 import time
+import unicodedata
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import inspect
+from sqlalchemy import Row, inspect
 from sqlalchemy.orm import Mapper, Session
 
 from . import _searches, _sqlalchemy
@@ -27,6 +30,7 @@ from ._unique import UniqueKey, unique_key
 from .errors import ConfigurationError
 
 MAX_ROWS = 5_000  # of one SELECT: databases bound the number of parameters, the least by 32,766
+MAX_COMPOSITE = 500  # of one whose key has several columns: SQLite bounds the depth of an expression by 1,000
 
 
 class Queries:
@@ -38,6 +42,8 @@ class Queries:
     def get_many(self, session: Session, class_: Any, idents: Iterable[Any], options: Mapping[str, Any]) -> list[Any]:
         """Return the rows with these primary keys, in this order, None for each that does not exist."""
         mapper = mapper_of(class_)
+        if isinstance(idents, str | bytes | Mapping) or not isinstance(idents, Iterable):
+            raise ConfigurationError("idents", idents, "give a list of primary keys")
         many = _Many(self._reader, session, mapper, list(idents), options)
         return many.rows()
 
@@ -51,7 +57,9 @@ class Queries:
         text = None if key is None else key.text(values)
         lane = None
         if entity is not None and text is not None:
-            lane = reader.admission.lane(session, entity, {"execution_options": options})
+            lane = reader.admission.lane(session, entity, _call(options))
+        if lane is not None and key is not None and key.deferrable and lane.transactions:
+            lane = None  # it may see another row with the key than everybody else, or two
         if lane is None or key is None or text is None:
             if entity is not None:
                 reader.bypassed(1)
@@ -69,6 +77,11 @@ def mapper_of(class_: Any) -> Mapper[Any]:
     if not isinstance(mapper, Mapper):
         raise ConfigurationError("entity", class_, "give a mapped class")
     return mapper
+
+
+def _call(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a get with execution options: none, if possible, as most gets have none."""
+    return {"execution_options": options} if options else {}
 
 
 class _Many:
@@ -91,7 +104,7 @@ class _Many:
         opened = [place for place in range(len(self._idents)) if not self._is_held(place)]
         lane = None
         if entity is not None and opened:
-            lane = self._reader.admission.lane(self._session, entity, {"execution_options": self._options})
+            lane = self._reader.admission.lane(self._session, entity, _call(self._options))
             opened = [place for place in opened if not self._is_held(place)]  # it may have been flushed
         asked = {} if lane is None else self._asked(lane, opened)
         others = [place for place in opened if place not in asked]
@@ -110,14 +123,13 @@ class _Many:
         return True
 
     def _get(self, place: int) -> None:
-        options: dict[str, Any] = {"execution_options": self._options} if self._options else {}
-        self._found[place] = self._session.get(self._mapper.class_, self._idents[place], **options)
+        self._found[place] = self._session.get(self._mapper.class_, self._idents[place], **_call(self._options))
 
     def _asked(self, lane: Lane, places: Sequence[int]) -> dict[int, tuple[str, Entry]]:
         """Return the text of the primary key, and the keys in the cache, of those that may be asked for there."""
         asked = {}
         for place in places:
-            named = lane.entity.identify(self._idents[place])
+            named = lane.entity.identify(self._keys[place][1])
             lookup = None if named is None else self._reader.admission.row(lane, named[1])
             if named is not None and lookup is not None:
                 asked[place] = named[1], lookup.entry
@@ -127,11 +139,12 @@ class _Many:
         """Read through the cache. Return which of the others are still to be read: all, unless a SELECT was sent."""
         places = list(asked)
         left = others
+        ask = self._reader.driver.reading()
 
         def execute(effect: Effect[Any]) -> Any:
             nonlocal left
             if not isinstance(effect, LoadMany):
-                return self._reader.driver.execute(effect)
+                return ask(effect)
             wanted = [places[at] for at in effect.places]
             texts = [asked[place][0] for place in wanted]
             loads, left = left, []
@@ -173,8 +186,9 @@ class _Many:
     def _select(self, places: Sequence[int]) -> bool:
         """Find rows in the database; return whether each that was found has the very key that was asked for."""
         is_exact = True
-        for start in range(0, len(places), MAX_ROWS):
-            some = places[start : start + MAX_ROWS]
+        size = MAX_ROWS if len(self._mapper.primary_key) == 1 else MAX_COMPOSITE
+        for start in range(0, len(places), size):
+            some = places[start : start + size]
             pks = [self._keys[place][1] for place in some]
             rows = {
                 _sqlalchemy.identity_of(row): row
@@ -182,12 +196,31 @@ class _Many:
             }
             for place in some:
                 self._found[place] = rows.pop(self._keys[place], None)
-            if rows:  # a collation, or a cast, finds rows of other names
+            missing = [place for place in some if self._found[place] is None]
+            # A collation, or a cast, finds rows of other names: one that nobody has asked for by its own, or that
+            # somebody has asked for by both.
+            if missing and (rows or not self._are_strangers(missing, some)):
                 is_exact = False
-                for place in some:
-                    if self._found[place] is None:
-                        self._get(place)
+                for place in missing:
+                    self._get(place)
         return is_exact
+
+    def _are_strangers(self, missing: Sequence[int], places: Sequence[int]) -> bool:
+        """Return whether no collation could take a key that was not found for one that was."""
+        doubtful = [place for place in missing if any(type(part) not in _EXACT for part in self._keys[place][1])]
+        if not doubtful:
+            return True
+        found = {_loosely(self._keys[place][1]) for place in places if self._found[place] is not None}
+        return not any(_loosely(self._keys[place][1]) in found for place in doubtful)
+
+
+_EXACT = (int, uuid.UUID, datetime.date)
+
+
+def _loosely(pk: Sequence[object]) -> tuple[str, ...]:
+    """Return what is left of a key where neither case, accents, width, punctuation nor spaces count."""
+    folded = (unicodedata.normalize("NFKD", str(part).casefold()) for part in pk)
+    return tuple("".join(filter(str.isalnum, part)) for part in folded)
 
 
 def _identity_keys(mapper: Mapper[Any], idents: Sequence[Any]) -> list[_sqlalchemy.IdentityKey]:
@@ -202,7 +235,7 @@ def _identity_keys(mapper: Mapper[Any], idents: Sequence[Any]) -> list[_sqlalche
         if isinstance(ident, Mapping):
             parts = [ident[name] for name in names] if ident.keys() == set(names) else []
         else:
-            parts = list(ident) if isinstance(ident, tuple | list) else [ident]
+            parts = list(ident) if isinstance(ident, tuple | list | Row) else [ident]
         if len(parts) != len(names):
             raise ConfigurationError(f"idents[{place}]", ident, f"give primary keys: ({', '.join(names)})")
         key = mapper.identity_key_from_primary_key(tuple(parts))
@@ -235,14 +268,16 @@ class _ByKey:
         self._values = values
         self._select = select
         self._entry = lane.entry(text)
+        self._reading = reader.reading(lane)
         self._identity: _sqlalchemy.IdentityKey | None = None  # of the row that the hint names
 
     def row(self) -> Any:
         """Return it."""
         finding = Finding(self._entry, self._reader.hint(self._lane, self._key), self._where, self._matches)
+        ask = self._reader.driver.reading()
 
         def execute(effect: Effect[Any]) -> Any:
-            return self._locate(effect) if isinstance(effect, Locate) else self._reader.driver.execute(effect)
+            return self._locate(effect) if isinstance(effect, Locate) else ask(effect)
 
         answer: Answer[Found, Any] = run(_searches.find(finding, new_id=new_id), execute)
         identity = self._identity
@@ -255,10 +290,10 @@ class _ByKey:
         if named is None or lookup is None:
             return None
         held = self._session.identity_map.get(named[0])
-        if held is not None and not _sqlalchemy.is_current(held, self._lane.entity.mapper):
+        if held is not None and not _sqlalchemy.is_complete(held, self._lane.entity.mapper):
             return None  # a SELECT would refresh it
         self._identity = named[0]
-        return lookup.entry, self._reader.reading(self._lane)
+        return lookup.entry, self._reading
 
     def _matches(self, found: Found) -> bool:
         return self._key.matches(found[1], self._values)
@@ -282,5 +317,5 @@ class _ByKey:
         if not self._reader.admission.may_be_told(self._session, lane, [named[1]])[0]:
             return Located(Loaded(row, None), None, None)
         took = time.perf_counter() - began
-        loaded = self._reader.loaded(lane, self._reader.reading(lane), row, payload.get("row"), took)
+        loaded = self._reader.loaded(lane, self._reading, row, payload.get("row"), took)
         return Located(loaded, lane.entry(named[1]), self._key.hint(named[0][1]))

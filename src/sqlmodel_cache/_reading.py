@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
 from ._driver import Driver, new_id
-from ._effects import ABSENT, Entry, Granted, Load, Loaded
+from ._effects import ABSENT, Entry, Granted, Load, Loaded, NearPayload
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -57,6 +57,8 @@ class Reader:
     ) -> None:
         self._enabled = settings.enabled
         self._wait_ms = settings.fill_wait_ms
+        self._hides = naming.hides
+        self._max_bytes = settings.max_payload_bytes
         self.driver = driver
         self._entities = entities
         self._counters = counters
@@ -100,6 +102,7 @@ class Reader:
         payload: bytes | None = None
         found: Found | None = None
         reached = False
+        began = time.monotonic()
         try:
             payload = self.driver.execute(lookup)
             reached = True
@@ -109,12 +112,15 @@ class Reader:
             pass  # of a payload that is no row, the plan makes more
         if found is not None:
             self._counts["hits"] += 1
+            if type(payload) is NearPayload:
+                self._counts["near_hits"] += 1
             return found[0].make.attach(session, key, found[1], path)
+        spent = time.monotonic() - began
         request = Request(session, lane, key, pk, self.reading(lane), path)
         plan = _protocol.unreachable()
         if reached:
             plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
-        return self._run(request, plan, load)
+        return self._run(request, plan, load, spent)
 
     def close(self) -> None:
         """Stop listening to load events."""
@@ -126,16 +132,17 @@ class Reader:
         self.bypassed(1)
         return load()
 
-    def _run(self, request: Request, plan: Plan[Answer[Found, Any]], load: Callable[[], Any]) -> Any:
-        """Return the row that a plan finds."""
+    def _run(self, request: Request, plan: Plan[Answer[Found, Any]], load: Callable[[], Any], spent: float) -> Any:
+        """Return the row that a plan finds, after a look-up that took some seconds."""
         passenger = Passenger(self._flights)
+        ask = self.driver.reading(spent)
 
         def execute(effect: Effect[Any]) -> Any:
             if isinstance(effect, Load):
                 return self._load(request, load) if effect.encode else Loaded(load(), None)
             if type(effect) in Passenger.EFFECTS:
                 return passenger.execute(effect)
-            return self.driver.execute(effect)
+            return ask(effect)
 
         try:
             answer = run(plan, execute)
@@ -175,14 +182,17 @@ class Reader:
             rows.decode,
             ttl_ms=_jittered(lane.ttl_ms),
             absent_ttl_ms=_jittered(lane.entity.missing_ttl_ms or 0),
-            wait_ms=self._wait_ms,
+            # 1 A: snapshot, lease  2 W: begin, COMMIT, end  3 R begins, joins A  4 A: SELECT: the old row, against I8
+            wait_ms=self._wait_ms if lane.snapshot == ALWAYS else 0,
             fresh=partial(self._fresh, lane),
             due=None if renewal is None else partial(_renewal.due, beta=renewal),
+            near=lane.entity.near,
         )
 
     def hint(self, lane: Lane, key: UniqueKey) -> Reading[tuple[Any, ...]]:
         """Return how hints from a unique key are wanted."""
-        return Reading(key.fingerprint, key.pk, ttl_ms=_jittered(lane.ttl_ms), fresh=partial(self._fresh, lane))
+        fresh = partial(self._fresh, lane)
+        return Reading(key.fingerprint, key.pk, ttl_ms=_jittered(lane.ttl_ms), fresh=fresh, near=lane.entity.near)
 
     def _fresh(self, lane: Lane, entry: Entry, lease: Granted) -> bool:
         return lane.snapshot == ALWAYS or self._versions.since(entry.row, lease) < lane.snapshot
@@ -194,7 +204,10 @@ class Reader:
             if class_ in entity.refused:
                 return
             try:
-                take(rows.encode(class_, attributes, expired))
+                payload = rows.encode(class_, attributes, expired)
+                if len(payload) + _renewal.STAMP > self._max_bytes:
+                    raise CodecError(f"its {len(payload)} bytes are more than max_payload_bytes={self._max_bytes}")
+                take(payload)
             except CodecError as why:
                 self._warn(entity, pk, why)
 
@@ -230,7 +243,7 @@ class Reader:
         known = self.not_stored.setdefault(class_, {})
         if (why.attribute or "") not in known:
             known[why.attribute or ""] = str(why)
-            log.warning("%s %s is not cached: %s", class_.__qualname__, pk, why)
+            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self._hides else pk, why)
 
     def _count(self, answer: Answer[Found, Any]) -> None:
         add = self._counters.add
@@ -238,6 +251,8 @@ class Reader:
             add("corrupt")
         if answer.source in (Source.HIT, Source.ABSENT):
             add("hits")
+            if answer.near:
+                add("near_hits")
         else:
             add("misses")
             add(_COUNTER[answer.source])

@@ -15,6 +15,7 @@ import time
 from .errors import CodecError
 
 _STAMP = struct.Struct(">dI")  # seconds since the epoch; microseconds
+STAMP = _STAMP.size  # bytes
 
 
 def stamp(payload: bytes, *, ttl_ms: int, took: float) -> bytes:

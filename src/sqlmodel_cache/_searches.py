@@ -64,7 +64,9 @@ class _Many(Generic[Decoded]):
 
     def look_up(self) -> Plan[None]:
         places = self._open()
-        replies = yield from self._ask([Lookup(self.entries[at], self.reading.fingerprint) for at in places])
+        replies = yield from self._ask(
+            [Lookup(self.entries[at], self.reading.fingerprint, self.reading.near) for at in places]
+        )
         for at, reply in zip(places, replies, strict=True):
             if isinstance(reply, TransportError):
                 self.unreachable.add(at)
@@ -155,7 +157,7 @@ def find(finding: Finding[Place, Decoded], *, new_id: NewId) -> Plan[Answer[Deco
         if answer is not None:
             return answer
         yield from search.lease()
-        plan = search.load_andfilling()
+        plan = search.load_and_fill()
     return (yield from plan)
 
 
@@ -168,12 +170,13 @@ class _Search(Generic[Place, Decoded]):
         self.hinted = False
         self.row: tuple[Entry, Reading[Decoded]] | None = None  # where the hint says that the row is
         self.corrupt = False
+        self.lost = False  # a lease was not answered
         self.leases: dict[Entry, Granted] = {}
 
     def look_up(self) -> Plan[Answer[Decoded, Any] | None]:
         """Return the row if the hint leads to it."""
         entry, hint = self.finding.entry, self.finding.hint
-        payload = yield from perform(Lookup(entry, hint.fingerprint))
+        payload = yield from perform(Lookup(entry, hint.fingerprint, hint.near))
         if payload is None:
             return None
         self.hinted = True
@@ -182,7 +185,7 @@ class _Search(Generic[Place, Decoded]):
         if self.row is None:
             return None
         entry, reading = self.row
-        payload = yield from perform(Lookup(entry, reading.fingerprint))
+        payload = yield from perform(Lookup(entry, reading.fingerprint, reading.near))
         if payload is None:
             return None
         try:
@@ -202,22 +205,31 @@ class _Search(Generic[Place, Decoded]):
         self.leases = {
             lease.entry: reply for lease, reply in zip(wanted, replies, strict=True) if isinstance(reply, Granted)
         }
+        self.lost = any(isinstance(reply, TransportError) for reply in replies)
 
-    def load_andfilling(self) -> Plan[Answer[Decoded, Any]]:
+    def load_and_fill(self) -> Plan[Answer[Decoded, Any]]:
         located: Located[Any] = yield from perform(Locate(encode=bool(self.leases)))
         fills = [
             filling(entry, reading, self.leases[entry], payload)
             for entry, reading, payload in self._new(located)
             if entry in self.leases and reading.fresh(entry, self.leases[entry])
         ]
-        if not fills:
-            return Answer(Source.UNCACHED if self.leases else Source.FENCED, None, located.loaded.row, self.corrupt)
-        try:
-            replies = yield from perform(Together(tuple(fills)))
-        except TransportError:
-            return Answer(Source.UNREACHABLE, None, located.loaded.row, self.corrupt)
-        source = Source.FILLED if True in replies else Source.REFUSED
-        return Answer(source, None, located.loaded.row, self.corrupt)
+        replies: tuple[bool | TransportError, ...] = ()
+        if fills:
+            try:
+                replies = yield from perform(Together(tuple(fills)))
+            except TransportError as error:
+                replies = (error,)
+        return Answer(self._source(replies), None, located.loaded.row, self.corrupt)
+
+    def _source(self, filled: tuple[bool | TransportError, ...]) -> Source:
+        if True in filled:
+            return Source.FILLED
+        if self.lost or any(isinstance(reply, TransportError) for reply in filled):
+            return Source.UNREACHABLE
+        if filled:
+            return Source.REFUSED
+        return Source.UNCACHED if self.leases else Source.FENCED
 
     def _new(self, located: Located[Any]) -> Iterator[tuple[Entry, Reading[Any], bytes]]:
         if located.hint is not None:
@@ -227,4 +239,4 @@ class _Search(Generic[Place, Decoded]):
 
     def unreachable(self) -> Plan[Answer[Decoded, Any]]:
         located: Located[Any] = yield from perform(Locate(encode=False))
-        return Answer(Source.UNREACHABLE, None, located.loaded.row)
+        return Answer(Source.UNREACHABLE, None, located.loaded.row, self.corrupt)

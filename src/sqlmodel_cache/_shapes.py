@@ -26,7 +26,7 @@ from . import _keys, _sqlalchemy
 from ._codec import Codec, Column, not_a_row, plain_type
 from ._renewal import body
 from .config import CacheConfig, config_of
-from .errors import CodecError
+from .errors import CodecError, ConfigurationError
 
 _EAGER = {"joined", "selectin", "subquery", "immediate", "noload", False}
 
@@ -74,6 +74,7 @@ class Shape:
     attributes: tuple[str, ...]  # in the order in which a SELECT sets them
     expired: frozenset[str]
     others: frozenset[str]  # attributes of columns that a SELECT leaves alone, and nothing says so: deferred ones
+    excluded: frozenset[str]  # what a SELECT loads, and is not stored: a hit leaves it expired
 
     def fits(self, loaded: Mapping[str, Any], expired: set[str]) -> bool:
         """Return whether an instance that a SELECT has made has just these attributes."""
@@ -179,6 +180,7 @@ class Entity:
     ttl_ms: int | None
     missing_ttl_ms: int | None
     renewal: float | None  # how eagerly rows are renewed before they expire
+    near: bool
     polymorphic: bool
     reads: tuple[str, ...]
     shapes: tuple[Shape, ...]
@@ -233,6 +235,7 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
 
     Raises:
         Refused: the cache could not reproduce what a SELECT loads.
+        ConfigurationError: its `CacheConfig` excludes what a hit needs.
     """
     table = cached_table(mapper, config)
     if mapper.always_refresh:
@@ -252,6 +255,10 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
             if not polymorphic:
                 raise
             refused[found.class_] = str(why)
+    for name in {name for key in config.unique for name in key} & _excluded(mapper):
+        raise ConfigurationError(
+            f"CacheConfig(exclude) of {mapper.class_.__qualname__}", name, "get_by compares it: it is in `unique`"
+        )
     if not shapes:
         raise Refused("; ".join(f"{class_.__qualname__}: {why}" for class_, why in refused.items()))
     return Entity(
@@ -263,6 +270,7 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         pk_attributes=tuple(mapper.get_property_by_column(column).key for column in mapper.primary_key),
         ttl_ms=config.ttl_ms,
         missing_ttl_ms=config.missing_ttl_ms,
+        near=config.near,
         renewal=config.refresh_ahead,
         shapes=tuple(shapes),
         refused=refused,
@@ -298,13 +306,15 @@ def _shape(asked: Mapper[Any], found: Mapper[Any]) -> Shape:
     selected = {column for prop in asked_for for column in prop.columns}
     wanted = [prop for prop in found.column_attrs if not prop.deferred]
     loaded = {prop.key: prop for prop in wanted if any(column in selected for column in prop.columns)}
+    excluded = _excluded(found) & loaded.keys()
     for column in found.primary_key:
         if found.get_property_by_column(column).key not in loaded:
             raise Refused(f"primary key column {column.name!r} is deferred")
     expired = frozenset(prop.key for prop in wanted if prop.key not in loaded)
+    loaded = {key: prop for key, prop in loaded.items() if key not in excluded}
     return Shape(
         mapper=found,
-        make=_sqlalchemy.Maker(found, _sqlalchemy.path_of(asked), expired),
+        make=_sqlalchemy.Maker(found, _sqlalchemy.path_of(asked), expired | excluded),
         columns=tuple(Column(key, *_column(prop, found)) for key, prop in loaded.items()),
         # Attributes that the SELECT did not ask for by name (a joined class's own primary key) are found last.
         attributes=tuple(
@@ -315,7 +325,42 @@ def _shape(asked: Mapper[Any], found: Mapper[Any]) -> Shape:
         ),
         expired=expired,
         others=frozenset(prop.key for prop in found.column_attrs if prop.deferred),
+        excluded=excluded,
     )
+
+
+def _excluded(mapper: Mapper[Any]) -> frozenset[str]:
+    """Return the attributes that a class, or one that it inherits from, keeps out of the cache.
+
+    Raises:
+        ConfigurationError: the cache or SQLAlchemy needs one of them in every row, or it is not a column.
+    """
+    excluded: set[str] = set()
+    for level in mapper.iterate_to_root():
+        config = config_of(level.class_)
+        for name in () if config is None else config.exclude:
+            why = _needed(level, name)
+            if why is not None:
+                raise ConfigurationError(f"CacheConfig(exclude) of {level.class_.__qualname__}", name, why)
+            excluded.add(name)
+    return frozenset(excluded)
+
+
+def _needed(mapper: Mapper[Any], name: str) -> str | None:
+    """Return why an attribute cannot be excluded, or None if it can."""
+    if name in mapper.relationships:
+        return "a relationship is never stored; exclude columns"
+    prop = mapper.column_attrs.get(name)
+    if prop is None:
+        known = ", ".join(sorted(attribute.key for attribute in mapper.column_attrs))
+        return f"it has no such column attribute; it has {known}"
+    if any(column in mapper.primary_key for column in prop.columns):
+        return "it is in the primary key, which names the row in the cache"
+    if mapper.version_id_col is not None and mapper.version_id_col in prop.columns:
+        return "it is the version_id_col, with which every UPDATE of a loaded row is checked"
+    if mapper.polymorphic_on is not None and mapper.polymorphic_on in prop.columns:
+        return "it tells which class a row is of (polymorphic_on)"
+    return None
 
 
 def _column(prop: ColumnProperty[Any], mapper: Mapper[Any]) -> tuple[str, TypeEngine[Any]]:

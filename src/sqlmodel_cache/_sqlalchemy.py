@@ -103,6 +103,11 @@ def is_current(instance: object, mapper: Mapper[Any]) -> bool:
     return mapper.inherits is None and isinstance(instance, mapper.class_) and not instance_state(instance).expired
 
 
+def is_complete(instance: object, mapper: Mapper[Any]) -> bool:
+    """Return whether a SELECT of the class would leave an instance of the identity map as it is."""
+    return is_current(instance, mapper) and not instance_state(instance).expired_attributes
+
+
 def autoflush(session: Session) -> None:
     """Flush as a SELECT would: if autoflush is on, and with its wording in errors."""
     session._autoflush()
@@ -227,8 +232,10 @@ class LoadProbe:
         """Return what `load()` returns, after each of `takes` was given the instance with its key.
 
         A take is not called when there is no such row, or when another listener would be first to see it.
-        `instances` tells which instances of one of the mappers are in a result.
+        `instances` tells which instances of one of the mappers are in a result. One that the session had before is
+        given to nobody: a SELECT leaves it as it was, with an older row's values, or with changes of its own.
         """
+        takes = {key: take for key, take in takes.items() if key not in session.identity_map}
         if not session.dispatch.loaded_as_persistent and not any(m.class_manager.dispatch.load for m in mappers):
             result = load()
             for instance in instances(result):

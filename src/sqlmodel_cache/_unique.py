@@ -6,12 +6,12 @@ A hint is a primary key as bytes. What it says is looked up, and checked, before
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Index, Table, UniqueConstraint
+from sqlalchemy import Column, Index, Table, UniqueConstraint
 from sqlalchemy.orm import Mapper
 
 from . import _keys
@@ -29,19 +29,25 @@ class UniqueKey:
     Attributes:
         names: of the attributes.
         fingerprint: of the hints: 8 bytes that differ when the primary key has other types.
+        deferrable: a transaction may see two rows that share them, until it commits.
     """
 
     names: tuple[str, ...]
     types: tuple[type, ...]
     fingerprint: bytes
+    deferrable: bool
     _decoder: Any
 
     def text(self, values: Mapping[str, Any]) -> str | None:
-        """Return the text of a key, which no primary key has, or None unless the values have the columns' types."""
+        """Return the text of a key, which no primary key has, or None unless the values have the columns' types.
+
+        The values are hashed: they are no primary key, so nobody who looks at keys shall read them.
+        """
         parts = [values[name] for name in self.names]
         if any(type(part) is not wanted for part, wanted in zip(parts, self.types, strict=True)):
             return None
-        return f"/{','.join(map(_keys.escape, self.names))}={_keys.pk_text(parts)}"  # a primary key has no bare "/"
+        hidden = _keys.hidden(_keys.pk_text(parts))
+        return f"/{','.join(map(_keys.escape, self.names))}={hidden}"  # a primary key has no bare "/"
 
     def matches(self, row: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
         """Return whether a row has these very values."""
@@ -96,7 +102,8 @@ def _make(entity: Entity, names: tuple[str, ...]) -> UniqueKey:
         if prop is None:
             raise ConfigurationError(argument, names, f"{name!r} is not a column attribute")
         columns.append(prop.columns[0])
-    if not any(_is_unique(table, {column.name for column in columns}) for table in _tables(mapper)):
+    proofs = [item for table in _tables(mapper) for item in _proofs(table, set(columns))]
+    if not proofs:
         raise ConfigurationError(
             argument, names, "no unique constraint or index of the table has exactly these columns; declare one there"
         )
@@ -110,6 +117,7 @@ def _make(entity: Entity, names: tuple[str, ...]) -> UniqueKey:
         names,
         types,
         hashlib.blake2b(f"unique\0{described}".encode(), digest_size=8).digest(),
+        all(isinstance(proof, UniqueConstraint) and bool(proof.deferrable) for proof in proofs),
         msgspec.msgpack.Decoder(tuple[pk_types]).decode,  # type: ignore[valid-type]
     )
 
@@ -118,16 +126,15 @@ def _tables(mapper: Mapper[Any]) -> list[Table]:
     return [table for table in mapper.tables if isinstance(table, Table)]
 
 
-def _is_unique(table: Table, names: set[str]) -> bool:
-    """Return whether a table has no two rows with equal values in these columns; a partial index says less."""
+def _proofs(table: Table, columns: set[Any]) -> Iterator[UniqueConstraint | Index]:
+    """Yield what says that no two rows have equal values in these columns; a partial index says less."""
     for item in (*table.constraints, *table.indexes):
         if isinstance(item, UniqueConstraint) or (isinstance(item, Index) and item.unique and not _is_partial(item)):
-            if {column.name for column in item.columns} == names and len(item.columns) == len(names):
-                return True
-    return False
+            if set(item.columns) == columns:
+                yield item
 
 
 def _is_partial(index: Index) -> bool:
-    if len(index.expressions) != len(index.columns):
-        return True  # an expression, such as lower(email)
+    if not all(isinstance(expression, Column) for expression in index.expressions):
+        return True  # lower(email) is not unique where email is, nor the other way round
     return any(name.endswith("where") and value is not None for name, value in index.dialect_kwargs.items())

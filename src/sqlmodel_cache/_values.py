@@ -2,6 +2,10 @@
 
 msgspec decodes untyped msgpack to None, bool, int, float, str, bytes, list, dict and aware datetimes in UTC without
 help. What else may be nested in a column's value travels as an extension, whose number stands for one exact type.
+
+Bytes that somebody else has written are refused where they would name what is no time zone, make a number that no
+database holds, or take quadratic time: whoever knows how numbers and tuples are hashed can make all keys of a dict
+collide.
 """
 
 from __future__ import annotations
@@ -27,6 +31,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.ranges import MultiRange
 
 Convert = Callable[[Any], Any]
+
+
+class Unfit(TypeError):
+    """Why a value does not travel, in words that do not show it."""
+
 
 encode = msgspec.msgpack.Encoder(decimal_format="string", uuid_format="bytes").encode
 
@@ -55,17 +64,31 @@ def dump_zoned(value: datetime.datetime) -> tuple[datetime.datetime, str | int |
         return instant, zone.key
     if type(zone) is datetime.timezone:
         return instant, zone.utcoffset(None) // datetime.timedelta(microseconds=1)
-    raise TypeError(f"a {type(zone).__name__} without a name")
+    raise Unfit(f"a {type(zone).__name__} without a name")
 
 
 def load_zoned(wire: tuple[datetime.datetime, str | int | None]) -> datetime.datetime:
     """Return the instant in its zone."""
     instant, zone = wire
     if type(zone) is str:
+        if _ZONE.fullmatch(zone) is None:  # it becomes the name of a file, or of a part of the package tzdata
+            raise Unfit("not the name of a time zone")
         return instant.astimezone(zoneinfo.ZoneInfo(zone))
     if zone is None:
         return load_naive(instant)
     return instant.astimezone(datetime.timezone(datetime.timedelta(microseconds=int(zone))))
+
+
+_ZONE = re.compile(r"[A-Za-z0-9_+\-]{1,40}(?:/[A-Za-z0-9_+\-]{1,40}){0,3}")
+
+MAX_MAGNITUDE = 131_072  # digits: PostgreSQL's numbers have as many, and they can be written out
+
+
+def load_decimal(value: Decimal) -> Decimal:
+    """Return a number that a database may hold: `int()` of Decimal("1E+999999999") takes all memory."""
+    if not -MAX_MAGNITUDE <= value.adjusted() <= MAX_MAGNITUDE:
+        raise Unfit("a number beyond any column")
+    return value
 
 
 ZONED_WIRE = tuple[datetime.datetime, str | int | None]
@@ -93,7 +116,25 @@ def _items(value: dict[Any, Any]) -> list[Any]:
 
 
 def _dict(flat: list[Any]) -> dict[Any, Any]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    return dict(zip(_spread(flat[::2]), flat[1::2], strict=True))
+
+
+def _set(items: list[Any]) -> set[Any]:
+    return set(_spread(items))
+
+
+def _frozenset(items: list[Any]) -> frozenset[Any]:
+    return frozenset(_spread(items))
+
+
+MAX_ALIKE = 8  # different keys of one dict with the same hash: there are hardly ever two
+
+
+def _spread(items: list[Any]) -> list[Any]:
+    """Return the items if their hashes differ."""
+    if len(items) - len(set(map(hash, items))) > MAX_ALIKE:
+        raise Unfit("hashes collide")
+    return items
 
 
 def _range(wire: tuple[Any, Any, Any, bool]) -> Any:
@@ -104,15 +145,15 @@ def _range(wire: tuple[Any, Any, Any, bool]) -> Any:
 # The number of a kind is its place: add at the end.
 _KINDS: tuple[Kind, ...] = (
     Kind(int, bytes, lambda n: n.to_bytes(n.bit_length() // 8 + 1, "big", signed=True), _int),
-    Kind(Decimal, Decimal),
+    Kind(Decimal, Decimal, None, load_decimal),
     Kind(uuid.UUID, uuid.UUID),
     Kind(datetime.date, datetime.date),
     Kind(datetime.time, str, datetime.time.isoformat, datetime.time.fromisoformat),
     Kind(datetime.timedelta, datetime.timedelta),
     Kind(datetime.datetime, ZONED_WIRE, dump_zoned, load_zoned),
     Kind(tuple, list[Any], list, tuple),
-    Kind(set, list[Any], list, set),
-    Kind(frozenset, list[Any], list, frozenset),
+    Kind(set, list[Any], list, _set),
+    Kind(frozenset, list[Any], list, _frozenset),
     Kind(dict, list[Any], _items, _dict),  # with keys that are not all str
     Kind(ipaddress.IPv4Address, str, str, ipaddress.IPv4Address),
     Kind(ipaddress.IPv6Address, str, str, ipaddress.IPv6Address),
@@ -155,7 +196,7 @@ def pack(value: Any) -> Any:
         return value
     number = _NUMBERS.get(kind)
     if number is None:
-        raise TypeError(f"a {kind.__module__}.{kind.__qualname__} does not travel")
+        raise Unfit(f"a {kind.__module__}.{kind.__qualname__} does not travel")
     dump = _KINDS[number].dump
     wire = value if dump is None else dump(value)
     if type(wire) is list:
@@ -166,11 +207,68 @@ def pack(value: Any) -> Any:
 def unpack(number: int, data: memoryview) -> Any:
     """Return the value of an extension; msgspec calls it where no type is expected."""
     load = _KINDS[number].load
+    if len(data) > UNSEEN:
+        see(data)
     value = _DECODERS[number](data)
     return value if load is None else load(value)
 
 
 _DECODERS = [msgspec.msgpack.Decoder(kind.wire, ext_hook=unpack).decode for kind in _KINDS]
+
+
+# dicts whose keys collide
+
+UNSEEN = 4_096  # bytes in which no dict has keys enough for trouble
+_MANY = 64  # keys of a dict whose keys are looked at
+
+_MAY_HAVE_MANY = re.compile(rb"\xde(?:[\x01-\xff].|\x00[\x40-\xff])|\xdf", re.DOTALL)
+
+
+def see(data: bytes | memoryview) -> None:
+    """Raise Unfit for msgpack with a large map whose keys are not all text; what is cut short passes.
+
+    `pack` makes none, msgspec reads them. Text has a hash that nobody outside can foresee. Where nothing looks like the
+    beginning of a large map, which is nearly always, that is all that is looked at.
+    """
+    if _MAY_HAVE_MANY.search(data) is None:
+        return
+    left, keyed = [1], [False]  # of each array or map that is open: how many items are left; whether it is a large map
+    at, end = 0, len(data)
+    while left:
+        if left[-1] == 0:
+            left.pop()
+            keyed.pop()
+            continue
+        if at >= end or len(left) > _DEEP:
+            return  # the decoder says so
+        code = data[at]
+        if keyed[-1] and left[-1] % 2 == 0 and not (0xA0 <= code <= 0xBF or 0xD9 <= code <= 0xDB):
+            raise Unfit("a key that is no text, in a large dict")
+        left[-1] -= 1
+        if code < 0x80 or code >= 0xE0:
+            at += 1
+        elif code < 0xA0 or 0xDC <= code <= 0xDF:
+            wide = 0 if code < 0xA0 else 2 if code in (0xDC, 0xDE) else 4
+            count = code & 15 if wide == 0 else int.from_bytes(data[at + 1 : at + 1 + wide], "big")
+            at += 1 + wide
+            is_map = code < 0x90 or code >= 0xDE
+            left.append(2 * count if is_map else count)
+            keyed.append(is_map and count >= _MANY)
+        elif code < 0xC0:
+            at += 1 + (code & 31)
+        else:
+            wide, more = _SIZES[code]
+            at += 1 + more + (int.from_bytes(data[at + 1 : at + 1 + wide], "big") + wide if wide else 0)
+
+
+_DEEP = 10_000  # deeper than any decoder goes
+# How many bytes of a length follow, and how many other bytes.
+_SIZES = {
+    0xC0: (0, 0), 0xC1: (0, 0), 0xC2: (0, 0), 0xC3: (0, 0), 0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0),
+    0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1), 0xCA: (0, 4), 0xCB: (0, 8), 0xCC: (0, 1), 0xCD: (0, 2),
+    0xCE: (0, 4), 0xCF: (0, 8), 0xD0: (0, 1), 0xD1: (0, 2), 0xD2: (0, 4), 0xD3: (0, 8), 0xD4: (0, 2),
+    0xD5: (0, 3), 0xD6: (0, 5), 0xD7: (0, 9), 0xD8: (0, 17), 0xD9: (1, 0), 0xDA: (2, 0), 0xDB: (4, 0),
+}  # fmt: skip
 
 
 # what is the same

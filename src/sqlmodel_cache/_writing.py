@@ -23,6 +23,7 @@ from ._shapes import CachedTable
 from ._statements import Write
 from ._writeset import TableRef, Transaction, WriteSet, share, transaction_of
 from .config import Settings
+from .errors import InvalidationError
 from .metrics import Counters
 
 log = logging.getLogger("sqlmodel_cache")
@@ -34,6 +35,7 @@ class Writer:
     def __init__(self, settings: Settings, driver: Driver, naming: Naming, counters: Counters) -> None:
         self._refuse = settings.on_unreachable == "refuse"
         self._fence_ttl_ms = settings.fence_ttl_ms
+        self._replicas = settings.wait_replicas
         self._driver = driver
         self._naming = naming
         self._counters = counters
@@ -82,11 +84,14 @@ class Writer:
 
         Raises what `send` raises, and InvalidationError in `refuse` mode, before COMMIT was sent.
         """
-        with contextlib.suppress(Exception):
+        try:
             self._name(connection, state)
+        except InvalidationError:
+            raise
+        except Exception:  # of a transaction that has failed: it answers no question
+            log.debug("what a commit writes has no name yet")
         keys = self._naming.keys(state.writes)
         if keys:
-            self._driver.pay_debts()
             self._commit_fenced(keys, send)
         else:
             send()
@@ -98,7 +103,9 @@ class Writer:
                 log.warning("a commit is not invalidated, for want of the database's name: %s", why)
             late = self._naming.keys(state.writes).without(keys)
             if late:
-                self._driver.run(_protocol.invalidate(late, self._driver.debts, refuse=False, new_id=new_id))
+                self._driver.run(
+                    _protocol.invalidate(late, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
+                )
                 self._count(late)
 
     def _commit_fenced(self, keys: Keys, send: Callable[[], None]) -> None:
@@ -116,7 +123,12 @@ class Writer:
             return Outcome.COMMITTED
 
         plan = _protocol.commit(
-            keys, self._driver.debts, refuse=self._refuse, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id
+            keys,
+            self._driver.debts,
+            refuse=self._refuse,
+            fence_ttl_ms=self._fence_ttl_ms,
+            new_id=new_id,
+            replicas=self._replicas,
         )
         run(plan, execute)
         self._count(keys)
@@ -129,7 +141,12 @@ class Writer:
         keys = self._naming.keys(state.writes)
         if keys:
             plan = _protocol.begin(
-                keys, self._driver.debts, refuse=self._refuse, fence_ttl_ms=self._fence_ttl_ms, new_id=new_id
+                keys,
+                self._driver.debts,
+                refuse=self._refuse,
+                fence_ttl_ms=self._fence_ttl_ms,
+                new_id=new_id,
+                replicas=self._replicas,
             )
             state.fence = (keys, self._driver.run(plan))
 
@@ -137,7 +154,8 @@ class Writer:
         """Release the fence of a statement that has committed by itself."""
         if state.fence is not None:
             keys, token = state.fence
-            self._driver.run(_protocol.end(keys, token, outcome, self._driver.debts, new_id=new_id))
+            plan = _protocol.end(keys, token, outcome, self._driver.debts, new_id=new_id, replicas=self._replicas)
+            self._driver.run(plan)
             self._count(keys)
         state.statement_ended()
 
@@ -162,7 +180,10 @@ class Writer:
                 name = _keys.table_name(write.schema, write.table.family, translate)
                 found.change(TableRef(namespace, name), write.pks)
         keys = self._naming.keys(found)
-        self._driver.run(_protocol.invalidate(keys, self._driver.debts, refuse=self._refuse, new_id=new_id))
+        plan = _protocol.invalidate(
+            keys, self._driver.debts, refuse=self._refuse, new_id=new_id, replicas=self._replicas
+        )
+        self._driver.run(plan)
         self._count(keys)
 
     def _count(self, keys: Keys) -> None:

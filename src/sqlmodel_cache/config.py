@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
+from . import _keys
 from .errors import ConfigurationError
 
 Duration: TypeAlias = int | float | timedelta
 """Seconds as a number, or a `timedelta`."""
 
 Namespace: TypeAlias = str | Callable[[Any], str]
+
+Key: TypeAlias = bytes | str
+"""16, 24 or 32 bytes, or their base64 text."""
 
 CONFIG_ATTRIBUTE = "__cache_config__"
 
@@ -52,6 +58,38 @@ def flag(argument: str, value: object) -> bool:
     return value
 
 
+def keys_of(value: Key | Sequence[Key] | None) -> tuple[bytes, ...]:
+    """Return the keys of an `encryption_key` as bytes.
+
+    Raises:
+        ConfigurationError: one is not a key. The error does not contain it.
+    """
+    if value is None:
+        return ()
+    given = [value] if isinstance(value, bytes | str) or not isinstance(value, Sequence) else list(value)
+    keys = tuple(_key(each) for each in given)
+    if not keys or len(set(keys)) < len(keys):
+        raise ConfigurationError("encryption_key", f"{len(keys)} keys", "give at least one key, and each of them once")
+    return keys
+
+
+def _key(value: object) -> bytes:
+    key = b""
+    if isinstance(value, bytes):
+        key = value
+    elif isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            key = base64.b64decode(value.strip().translate({ord("-"): "+", ord("_"): "/"}), validate=True)
+    if len(key) not in (16, 24, 32):
+        raise ConfigurationError(
+            "encryption_key",
+            f"a {type(value).__name__}",  # and nothing else of it
+            "give 16, 24 or 32 random bytes, or their base64 text: "
+            "base64.b64encode(secrets.token_bytes(32)).decode() makes one",
+        )
+    return key
+
+
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
     """Declares that a model is cached: `__cache_config__ = CacheConfig(ttl=600)` in the class body.
@@ -72,10 +110,15 @@ class CacheConfig:
             rules and with the same guarantee as a `get`: a load that begins after a `commit()` has returned never
             gives the row as it was before that commit. Loads of an object that a statement with loader options has
             loaded go to the database. `relationship(info={"cache": True})`, or False, decides for one relationship.
+        near: keeps rows in this process's memory, too, where `configure(near_cache=...)` asks for it, under the
+            guarantee of `NearCache`.
+        exclude: attributes that are never stored. A hit leaves them as an expired attribute is left: the first access
+            loads all of them by one SELECT. What a class excludes is excluded in its subclasses, too.
 
     Raises:
-        ConfigurationError: a ttl that is not a positive duration, an `enabled` or `many_to_one` that is not a bool, a
-            `refresh_ahead` that is not a positive number, a `unique` that is not made of tuples of names.
+        ConfigurationError: a ttl that is not a positive duration, an `enabled`, `many_to_one` or `near` that is not a
+            bool, a `refresh_ahead` that is not a positive number, a `unique` that is not made of tuples of names, an
+            `exclude` that is not made of names.
     """
 
     enabled: bool = True
@@ -84,17 +127,24 @@ class CacheConfig:
     refresh_ahead: float | None = None
     unique: Sequence[tuple[str, ...]] = ()
     many_to_one: bool = False
+    near: bool = False
+    exclude: Collection[str] = frozenset()
 
     def __post_init__(self) -> None:
         beta = self.refresh_ahead
         if beta is not None and not (isinstance(beta, int | float) and 0 < beta < math.inf and beta is not True):
             raise ConfigurationError("CacheConfig(refresh_ahead)", beta, "give a number above zero: 1.0 is usual")
-        if isinstance(self.unique, str) or not all(_is_names(key) for key in self.unique):
+        if not isinstance(self.unique, list | tuple) or not all(_is_names(key) for key in self.unique):
             raise ConfigurationError(
                 "CacheConfig(unique)", self.unique, 'give a list of tuples of attribute names: [("email",)]'
             )
+        if isinstance(self.exclude, str) or not all(isinstance(name, str) and name for name in self.exclude):
+            raise ConfigurationError(
+                "CacheConfig(exclude)", self.exclude, 'give a set of attribute names: {"password_hash"}'
+            )
         flag("CacheConfig(enabled)", self.enabled)
         flag("CacheConfig(many_to_one)", self.many_to_one)
+        flag("CacheConfig(near)", self.near)
         if self.ttl is not None:
             milliseconds("CacheConfig(ttl)", self.ttl)
         if self.missing_ttl is not None:
@@ -130,6 +180,47 @@ def config_of(class_: type) -> CacheConfig | None:
 
 
 @dataclass(frozen=True, slots=True)
+class NearCache:
+    """Keeps rows in this process's memory, in front of Redis: `configure(near_cache=NearCache())`.
+
+    For the models with `CacheConfig(near=True)`. What it promises:
+
+    - In the process that commits, all that the library promises: a get that begins after a `commit()` has returned
+      never returns the row as it was before that commit.
+    - A get in another process may return the old row for as long as the word of the commit is on its way - Redis sends
+      it on a connection of its own, with the replies to the commit's fence, a matter of milliseconds - and never longer
+      than `max_age` after `commit()` has returned, whatever happens to Redis, that connection or the network. It never
+      returns uncommitted data.
+    - Rows that expire in Redis, are evicted there or deleted by hand are gone here within the same bounds.
+
+    Everything is forgotten when that connection is lost, and nothing is served while it has left a PING unanswered for
+    a second. Rows are kept as payloads and decoded at each hit, so that no two sessions ever share a value.
+
+    Args:
+        max_rows: how many rows are kept. Each takes about 260 bytes besides its payload and its key.
+        max_age: seconds after which a row is looked up in Redis again.
+
+    Raises:
+        ConfigurationError: `max_rows` is not a positive int, `max_age` not a positive duration.
+    """
+
+    max_rows: int = 10_000
+    max_age: Duration = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_rows, int) or isinstance(self.max_rows, bool) or self.max_rows < 1:
+            raise ConfigurationError(
+                "NearCache(max_rows)", self.max_rows, "give a positive int; for no near cache, leave near_cache out"
+            )
+        milliseconds("NearCache(max_age)", self.max_age)
+
+    @property
+    def max_age_ms(self) -> int:
+        """The maximum age in milliseconds."""
+        return milliseconds("NearCache(max_age)", self.max_age)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What `SQLModelCache.configure()` was told, as `SQLModelCache.get_config()` returns it. Durations in seconds."""
 
@@ -143,6 +234,11 @@ class Settings:
     on_unreachable: Literal["serve", "refuse"] = "serve"
     snapshot_reads: Literal["requested", "database"] = "requested"
     fill_wait: Duration | None = 0.25
+    near_cache: NearCache | None = None
+    max_payload_bytes: int = 1_048_576
+    encryption_key: Key | Sequence[Key] | None = field(default=None, repr=False)
+    hash_keys: bool | Literal["rollout"] = False
+    wait_replicas: int = 0
     timeout: Duration = TIMEOUT
     commit_timeout: Duration = COMMIT_TIMEOUT
 
@@ -162,10 +258,19 @@ class Settings:
             raise ConfigurationError("on_unreachable", self.on_unreachable, 'give "serve" or "refuse"')
         if self.fill_wait is not None:
             milliseconds("fill_wait", self.fill_wait)
+        if self.near_cache is not None and not isinstance(self.near_cache, NearCache):
+            raise ConfigurationError("near_cache", self.near_cache, "give NearCache(max_rows=..., max_age=...) or None")
+        if type(self.wait_replicas) is not int or self.wait_replicas < 0:
+            raise ConfigurationError("wait_replicas", self.wait_replicas, "give the number of replicas, or 0")
         milliseconds("timeout", self.timeout)
         milliseconds("commit_timeout", self.commit_timeout)
         if self.snapshot_reads not in ("requested", "database"):
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
+        if type(self.max_payload_bytes) is not int or self.max_payload_bytes < 1:
+            raise ConfigurationError("max_payload_bytes", self.max_payload_bytes, "give a positive int")
+        keys_of(self.encryption_key)
+        if self.hash_keys != "rollout" and not isinstance(self.hash_keys, bool):
+            raise ConfigurationError("hash_keys", self.hash_keys, 'give True or False, and "rollout" between the two')
 
     @property
     def default_ttl_ms(self) -> int:
@@ -191,3 +296,16 @@ class Settings:
     def fence_ttl_ms(self) -> int:
         """The deadline of a fence in milliseconds."""
         return milliseconds("fence_ttl", self.fence_ttl)
+
+    @property
+    def encryption_keys(self) -> tuple[bytes, ...]:
+        """The keys of payloads, the one that encrypts first; none where they are stored as they are."""
+        return keys_of(self.encryption_key)
+
+    @property
+    def hash_secrets(self) -> tuple[bytes, ...]:
+        """What primary keys may be hashed with, in this process or in another, the one that it reads by first."""
+        secrets = tuple(_keys.hash_secret(key) for key in self.encryption_keys)
+        if self.hash_keys == "rollout":
+            return (*secrets, b"")
+        return (secrets or (b"",)) if self.hash_keys else ()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
@@ -14,7 +15,7 @@ from . import _sqlalchemy
 from ._entities import Entities
 from ._queries import Queries
 from .cache import Cache
-from .config import COMMIT_TIMEOUT, TIMEOUT, Duration, Namespace, Settings
+from .config import COMMIT_TIMEOUT, TIMEOUT, Duration, Key, Namespace, NearCache, Settings, milliseconds
 from .errors import ConfigurationError
 from .explanation import Explanation, explain
 from .metrics import Stats
@@ -29,11 +30,15 @@ from .transport import (
 from .transport.redis import from_url
 
 if TYPE_CHECKING:
+    from sqlalchemy import URL
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+    from .follow import Follower, FollowerOptions
 
 T = TypeVar("T")
 
 Bind: TypeAlias = "Session | Connection | Engine | AsyncBind"
+AnyDatabase: TypeAlias = "Engine | AsyncEngine | URL | str"
 AsyncBind: TypeAlias = "AsyncSession | AsyncConnection | AsyncEngine"
 
 
@@ -58,6 +63,11 @@ class SQLModelCache:
         on_unreachable: Literal["serve", "refuse"] = "serve",
         snapshot_reads: Literal["requested", "database"] = "requested",
         fill_wait: Duration | None = 0.25,
+        near_cache: NearCache | None = None,
+        max_payload_bytes: int = 1_048_576,
+        encryption_key: Key | Sequence[Key] | None = None,
+        hash_keys: bool | Literal["rollout"] = False,
+        wait_replicas: int = 0,
         timeout: Duration = TIMEOUT,
         commit_timeout: Duration = COMMIT_TIMEOUT,
     ) -> None:
@@ -82,6 +92,17 @@ class SQLModelCache:
                 "database" does so, once a transaction has begun, where that is merely the database's default, too.
             fill_wait: seconds for which a get that misses waits for another one, here or in another process, that is
                 about to store the same row; then it reads the database itself. None never waits.
+            near_cache: keeps rows of the models with `CacheConfig(near=True)` in this process's memory, in front of
+                Redis, under the guarantee of `NearCache`.
+            max_payload_bytes: of a stored row. A larger one is not stored, and what is found larger is not decoded.
+            encryption_key: 16, 24 or 32 bytes, or their base64 text: what is stored is encrypted and authenticated by
+                AES-GCM. Of several keys the first encrypts, and all decrypt. Needs the extra `[encryption]`.
+            hash_keys: True puts a hash in the place of the primary key in keys, with a secret if there is an encryption
+                key. All processes must agree: "rollout" reads the database and invalidates by every name that
+                others may use; deploy it everywhere before True, and before False again.
+            wait_replicas: how many replicas of Redis must have a commit's fence before the database's COMMIT is sent:
+                all that may be promoted. A fence that they do not have in half a second could not be set, and
+                `on_unreachable` decides. docs/operations.md says what it is worth.
             timeout: seconds that one read of the cache may take, before it counts as a miss. A Redis transport that
                 was made with a time-out of its own keeps it.
             commit_timeout: seconds that one attempt to invalidate may take, before and after a COMMIT; as above.
@@ -90,6 +111,8 @@ class SQLModelCache:
             ConfigurationError: an argument is wrong; the previous configuration stays.
         """
         sync_side, async_side = _both(transport, async_transport)
+        if wait_replicas and isinstance(sync_side, MemoryTransport):
+            raise ConfigurationError("wait_replicas", wait_replicas, "a MemoryTransport has no replicas: give 0")
         given = sync_side if transport is None or isinstance(transport, str) else transport
         settings = Settings(
             transport=async_side if given is None else given,
@@ -102,16 +125,27 @@ class SQLModelCache:
             on_unreachable=on_unreachable,
             snapshot_reads=snapshot_reads,
             fill_wait=fill_wait,
+            near_cache=near_cache,
+            max_payload_bytes=max_payload_bytes,
+            encryption_key=encryption_key,
+            hash_keys=hash_keys,
+            wait_replicas=wait_replicas,
             timeout=timeout,
             commit_timeout=commit_timeout,
         )
+        if settings.wait_replicas and any(getattr(side, "is_cluster", False) for side in (sync_side, async_side)):
+            raise ConfigurationError("wait_replicas", wait_replicas, "not with a Redis Cluster: give 0")
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()
         for side in (sync_side, async_side):
             if isinstance(side, RedisSyncTransport | RedisAsyncTransport):
                 side.limit(settings.timeout_ms, settings.commit_timeout_ms)
         with cls._lock:
+            previous = cls._cache
             cls._remove()
+            # 1 this process: commits, owes   2 configures again   3 a get: would hit what it has not invalidated
+            if previous is not None:
+                cache.driver.succeed(previous.driver)
             hooks = Hooks(cache)
             hooks.install()
             cls._cache, cls._hooks = cache, hooks
@@ -120,20 +154,43 @@ class SQLModelCache:
     def reset(cls) -> None:
         """Leave SQLAlchemy and SQLModel exactly as they were found. Does nothing when nothing is configured.
 
-        In an asyncio application, `await SQLModelCache.aclose()` first closes what only its event loop can.
+        It waits for no server: what is owed to the cache is forgotten; `close()` delivers it. In an asyncio
+        application, `await SQLModelCache.aclose()` first closes what only its event loop can.
         """
         with cls._lock:
             cls._remove()
 
     @classmethod
-    async def aclose(cls) -> None:
-        """Close the connections that the library opened in this event loop; clients that you gave stay open.
+    def close(cls, *, timeout: Duration = 1) -> bool:
+        """Deliver what is owed to the cache, and close what the library opened; clients that you gave stay open.
 
         The cache stays configured, and opens new connections when it is used again.
+
+        Args:
+            timeout: seconds that this may take in all: an attempt under way, and one more if something is owed.
+
+        Returns:
+            Whether nothing is owed any more. What is will be forgotten with the process: its rows may then be stale
+            in other processes until their TTL.
         """
         cache = cls._cache
-        if cache is not None and cache.driver.async_transport is not None:
-            await cache.driver.async_transport.aclose()
+        if cache is None:
+            return True
+        delivered = cache.driver.settle(milliseconds("timeout", timeout) / 1000)
+        cache.driver.close()
+        return delivered
+
+    @classmethod
+    async def aclose(cls, *, timeout: Duration = 1) -> bool:
+        """`close`, in an event loop: what belongs to this loop is closed, too. Other loops' is theirs to close."""
+        cache = cls._cache
+        if cache is None:
+            return True
+        try:
+            return await asyncio.to_thread(cls.close, timeout=timeout)
+        finally:  # at the end: what is owed may have to be delivered through this very loop
+            if cache.driver.async_transport is not None:
+                await cache.driver.async_transport.aclose()
 
     @classmethod
     def invalidate(cls, model: type, pk: object = None, *, bind: Bind | None = None) -> None:
@@ -172,6 +229,36 @@ class SQLModelCache:
     async def ainvalidate_all(cls, *, bind: AsyncBind | None = None) -> None:
         """`invalidate_all`, in an event loop."""
         await _sqlalchemy.in_new_greenlet(cls.invalidate_all, bind=bind)
+
+    @classmethod
+    async def follow(cls, database: AnyDatabase, *, setup: bool = False, **options: Unpack[FollowerOptions]) -> None:
+        """Invalidate what other programs change in a database, until the task that awaits this is cancelled.
+
+        Several processes may follow one database: one of them does, another takes over when it ends. The work is done
+        in a thread of its own. Needs the extra `follow`.
+
+        Args:
+            database: an engine or a URL: PostgreSQL with `wal_level = logical`, or what `outbox` serves.
+            setup: first make what is missing in the database, as `sqlmodel-cache follow --setup` does.
+            options: see `sqlmodel_cache.follow.FollowerOptions`.
+
+        Raises:
+            ConfigurationError: nothing is configured, or an argument is wrong.
+            FollowerError: the database cannot be followed as it is; the error says what to do.
+        """
+        follower = await asyncio.to_thread(cls.follower, database, **options)
+        if setup:
+            await asyncio.to_thread(follower.source.setup)
+        await follower.arun()
+
+    @classmethod
+    def follower(cls, database: AnyDatabase, **options: Unpack[FollowerOptions]) -> Follower:
+        """Return what `follow` runs, for a thread: its `run()` blocks until its `stop()` is called."""
+        if cls._cache is None:
+            raise ConfigurationError("follow", database, "call SQLModelCache.configure() first")
+        from .follow import follower
+
+        return follower(cls._cache, database, **options)
 
     @classmethod
     def get_many(
@@ -214,7 +301,7 @@ class SQLModelCache:
 
     @classmethod
     def get_by(
-        cls, session: Session, entity: type[T], *, execution_options: Mapping[str, Any] | None = None, **key: Any
+        cls, session: Session, entity: type[T], /, *, execution_options: Mapping[str, Any] | None = None, **key: Any
     ) -> T | None:
         """Return the row with these values of a unique key, or None: `get_by(session, Hero, email="a@b.c")`.
 
@@ -237,11 +324,17 @@ class SQLModelCache:
 
     @classmethod
     async def aget_by(
-        cls, session: AsyncSession, entity: type[T], *, execution_options: Mapping[str, Any] | None = None, **key: Any
+        cls,
+        session: AsyncSession,
+        entity: type[T],
+        /,
+        *,
+        execution_options: Mapping[str, Any] | None = None,
+        **key: Any,
     ) -> T | None:
         """`get_by`, for an `AsyncSession`."""
         return await _sqlalchemy.in_new_greenlet(
-            cls.get_by, session.sync_session, entity, execution_options=execution_options, **key
+            functools.partial(cls.get_by, session.sync_session, entity, execution_options=execution_options, **key)
         )
 
     @classmethod
@@ -254,7 +347,7 @@ class SQLModelCache:
     def stats(cls) -> Stats:
         """Return what this process has counted since `configure()`; zeros when nothing is configured."""
         cache = cls._cache
-        return Stats() if cache is None else cache.counters.snapshot()
+        return Stats() if cache is None else cache.stats()
 
     @classmethod
     def explain(cls, model: type) -> Explanation:

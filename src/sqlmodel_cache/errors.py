@@ -4,10 +4,11 @@ CacheError
 ├── ConfigurationError   a call or a declaration that cannot mean anything: mend it and call again
 ├── TransportError       the cache did not answer in time, or not in its own words
 ├── CodecError           bytes that are not a row of this model
-└── InvalidationError    a commit was refused because its rows could not be fenced
+├── InvalidationError    a commit was refused because its rows could not be fenced
+└── FollowerError        a database cannot be followed as it is: mend it as the error says
 
-Only `ConfigurationError` and `InvalidationError` reach application code. The other two end inside the library as a
-counted miss, and are public because transports raise them.
+`ConfigurationError`, `InvalidationError` and `FollowerError` reach application code. The other two end inside the
+library as a counted miss, and are public because transports raise them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,18 @@ class CodecError(CacheError):
 
 class InvalidationError(CacheError):
     """Raised from `commit()` in `refuse` mode, before the database's COMMIT; the transaction is rolled back."""
+
+
+class FollowerError(CacheError):
+    """Raised when a follower cannot begin; nothing has changed.
+
+    Attributes:
+        problems: pairs of what is wrong and the remedy.
+    """
+
+    def __init__(self, *problems: tuple[str, str]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{what}: {remedy}" for what, remedy in problems))
 
 
 def _short(value: object) -> str:

@@ -90,7 +90,7 @@ def _of(
         ttl=(entity.ttl_ms or settings.default_ttl_ms) / 1000,
         missing_ttl=None if entity.missing_ttl_ms is None else entity.missing_ttl_ms / 1000,
         attributes=own.attributes,
-        left_out=tuple(sorted(own.others | own.expired)),
+        left_out=tuple(sorted(own.others | own.expired | own.excluded)),
         subclasses=tuple(shape.mapper.class_.__qualname__ for shape in entity.shapes if shape is not own),
         refused={class_.__qualname__: why for class_, why in entity.refused.items()},
         not_stored=dict(not_stored),

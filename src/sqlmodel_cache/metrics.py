@@ -13,6 +13,7 @@ class Stats:
     """
 
     hits: int = 0  # gets answered from the cache
+    near_hits: int = 0  # those of the hits that were answered from this process's near cache
     misses: int = 0  # gets that looked in the cache and then read the database
     bypasses: int = 0  # gets that went to the database by rule, without looking
     fills: int = 0  # rows stored
@@ -23,6 +24,9 @@ class Stats:
     corrupt: int = 0  # payloads that did not decode; each was replaced
     errors: int = 0  # misses and invalidations that the transport failed
     invalidated: int = 0  # rows and table shards fenced by commits, or invalidated by hand
+    owed: int = 0  # rows and table shards whose invalidation the cache has not been told, now
+    outages: int = 0  # how often the cache stopped being asked, because it did not answer
+    unreachable: bool = False  # whether it is not asked now
 
 
 class Counters:
@@ -30,12 +34,15 @@ class Counters:
 
     def __init__(self) -> None:
         # Threads may race on an increment and lose one; a lock here would cost every hit more than a count is worth.
-        self.counts = {field.name: 0 for field in fields(Stats)}
+        self.counts = dict.fromkeys(_COUNTED, 0)
 
     def add(self, name: str, count: int = 1) -> None:
         """Count; `name` is a field of `Stats`."""
         self.counts[name] += count
 
-    def snapshot(self) -> Stats:
-        """Return the counts so far."""
-        return Stats(**self.counts)
+    def snapshot(self, **now: int | bool) -> Stats:
+        """Return the counts so far, and what is the case now."""
+        return Stats(**self.counts, **now)  # type: ignore[arg-type]
+
+
+_COUNTED = tuple(field.name for field in fields(Stats) if field.name not in ("owed", "outages", "unreachable"))

@@ -1,5 +1,7 @@
 """The soak program, shortly: it finds nothing with the library, and something with a cache that deletes after commit.
 
+With writers outside the library it finds nothing while a follower runs, and something without one.
+
 `make soak` runs it for ten minutes.
 """
 
@@ -58,5 +60,23 @@ def test_soak_of_several_servers_finds_nothing_stale(topology: str) -> None:
 def test_soak_sees_a_naive_cache_fail() -> None:
     """The same program finds stale reads when the cache only deletes after the commit."""
     code, figures = soak("--seconds", "120", "--mode", "naive", "--seed", "1")
+    assert code == 1
+    assert figures["stale reads"] > 0
+
+
+def test_soak_finds_others_writes_followed() -> None:
+    """What a follower has confirmed, no read is older than, whatever is killed, frozen or restarted."""
+    code, figures = soak("--seconds", "10", "--others", "followed", "--seed", "1")
+    assert code == 0
+    assert figures["stale reads"] == figures["phantom reads"] == figures["permanent stale rows"] == 0
+    assert all(figures[fault] for fault in ("followers killed", "followers frozen", "followers restarted"))
+    assert all(figures[fault] for fault in ("Redis flushed", "Redis restarted empty", "Redis paused"))
+    assert figures["longest lag"] < 15_000
+    assert figures["reads"] > figures["writes of others"] > 0
+
+
+def test_soak_sees_others_writes_without_a_follower() -> None:
+    """The same program finds rows that are stale for longer than a follower lags when there is none."""
+    code, figures = soak("--seconds", "120", "--others", "unfollowed", "--bound", "0.25", "--seed", "1")
     assert code == 1
     assert figures["stale reads"] > 0

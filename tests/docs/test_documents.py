@@ -1,7 +1,8 @@
-"""Documents that can fail: every Python block of README and quickstart, the demo and the example, run for real.
+"""Documents that can fail: every Python block of README and docs/, the demo and the example, run for real.
 
 The Python blocks of one section are one program, run in a process of its own with every warning an error. What stands
-in its `text` blocks is what it prints. An application is served to an HTTP client, lifespan included.
+in its `text` blocks is what it prints. An application is served to an HTTP client, lifespan included; tests are run by
+pytest.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 CLOSE = """
-SQLModelCache.reset()
-engine.dispose()
+import sqlalchemy, sqlmodel_cache
+
+sqlmodel_cache.SQLModelCache.reset()
+if isinstance(globals().get("engine"), sqlalchemy.Engine):
+    engine.dispose()
 """
 
 SERVE = """
@@ -55,7 +59,8 @@ def programs(document: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-PROGRAMS = programs("README.md") | programs("docs/quickstart.md") | programs("docs/fast-reads.md")
+DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+PROGRAMS = {title: program for document in DOCUMENTS for title, program in programs(document).items()}
 
 
 def run(source: str | Path, folder: Path, **environment: str) -> str:
@@ -63,9 +68,10 @@ def run(source: str | Path, folder: Path, **environment: str) -> str:
     script = source if isinstance(source, Path) else folder / "program.py"
     if isinstance(source, str):
         script.write_text(source)
+    runner = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if "\ndef test_" in script.read_text() else []
     kept = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", script],
+        [sys.executable, "-W", "error", *runner, script],
         cwd=folder,
         env={**kept, **environment},
         capture_output=True,
@@ -84,6 +90,9 @@ def test_section_prints_what_it_says(title: str, tmp_path: Path, redis_url: str,
     source = source.replace("redis://localhost:6379", redis_url)
     if "FastAPI(" in source:
         source, printed = source + SERVE, printed + SERVED
+    elif "\ndef test_" in source:
+        assert f"{source.count(f'{chr(10)}def test_')} passed" in run(source, tmp_path)
+        return
     else:
         assert printed, "a program that prints nothing shows nothing"
         source += CLOSE
@@ -91,12 +100,12 @@ def test_section_prints_what_it_says(title: str, tmp_path: Path, redis_url: str,
 
 
 def test_documents_have_programs() -> None:
-    """The blocks are found: no section drops out unseen."""
-    assert len(PROGRAMS) == 10
-    for document in ("README.md", "docs/quickstart.md"):
-        blocks = (ROOT / document).read_text().count("```python\n")
-        found = [source for title, (source, _) in PROGRAMS.items() if title.startswith(document)]
-        assert blocks >= len(found) > 1
+    """The blocks are found: none drops out unseen."""
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text()
+        assert len(re.findall(r"^```python", text, flags=re.MULTILINE)) == text.count("```py")
+        assert len([kind for kind, _ in FENCE.findall(text) if kind == "python"]) == text.count("```py")
+    assert len({title.partition(":")[0] for title in PROGRAMS}) > 7
 
 
 STEPS = """
@@ -201,9 +210,6 @@ def test_fastapi_example_serves(tmp_path: Path, redis_url: str, redis_client: re
     """The example application, from start-up to `await r.aclose()`: cached reads, and none of them stale."""
     printed = run(FASTAPI, tmp_path, REDIS_URL=redis_url, PYTHONPATH=str(ROOT / "examples"))
     assert printed == FASTAPI_PRINTS.lstrip()
-
-
-DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

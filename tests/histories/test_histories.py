@@ -215,7 +215,7 @@ def mere_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sqlalchemy, "isolation_level", isolation_level)
 
 
-def snapshot_check(engines: list[Engine], observer: Engine, store: Store) -> Check:
+def snapshot_check(engines: list[Engine], observer: Engine, store: Store, hits: list[int]) -> Check:
     """Return a check that every get of a history returns a row that its transaction may see."""
 
     def check(history: list[Operation]) -> None:
@@ -229,6 +229,7 @@ def snapshot_check(engines: list[Engine], observer: Engine, store: Store) -> Che
             found = world.quiesce()
             assert sorted(row for row in found if row is not None) == sorted(rows_of(observer) * 2)
         finally:
+            hits.append(SQLModelCache.stats().hits)
             world.close()
 
     return check
@@ -240,9 +241,10 @@ def snapshot_check(engines: list[Engine], observer: Engine, store: Store) -> Che
 def test_history_with_snapshots_sees_what_its_transactions_may(engine: Engine, store: Store, examples: int) -> None:
     """A session that keeps a snapshot gets what it is owed, and does not leave it in the cache for others."""
     url = engine.url.render_as_string(hide_password=False)
+    hits: list[int] = []
     with snapshot_engines(url) as engines:
-        search(snapshot_check(engines, never_wait(engine), store), examples * 20 if LONG else examples)
-    assert SQLModelCache.stats().hits > 0
+        search(snapshot_check(engines, never_wait(engine), store, hits), examples * 20 if LONG else examples)
+    assert sum(hits) > len(hits)
 
 
 # without a guard
@@ -305,5 +307,5 @@ def test_histories_see_a_snapshot_that_is_stored(engine: Engine, monkeypatch: py
     monkeypatch.setattr(Versions, "since", lambda *_: float("-inf"))
     url = engine.url.render_as_string(hide_password=False)
     with snapshot_engines(url) as engines, pytest.raises(AssertionError):
-        check = snapshot_check(engines, never_wait(engine), Store(MemoryTransport()))
+        check = snapshot_check(engines, never_wait(engine), Store(MemoryTransport()), [])
         search(check, 1000, phases=[Phase.generate], derandomize=True)

@@ -174,6 +174,24 @@ class LookupIgnoresTheTable(MemoryTransport):
         return held.payloads.get(effect.fingerprint) if isinstance(held, _Value) else None
 
 
+class LookupIgnoresTheServer(MemoryTransport):
+    """A value is a hit on whatever server it has come to."""
+
+    def _lookup(self, effect: Lookup) -> bytes | None:
+        held = self._tables.get(effect.entry.table)
+        return _as_named_here(self, held, lambda: MemoryTransport._lookup(self, effect))
+
+
+class LeaseIgnoresTheServer(MemoryTransport):
+    """A lease leaves the table's version as it came from another server."""
+
+    def _lease(self, effect: Lease, now: float) -> LeaseReply:
+        held = self._tables.get(effect.entry.table)
+        return _as_named_here(self, held, lambda: MemoryTransport._lease(self, effect, now))
+
+    _handlers = MemoryTransport._handlers | {Lease: _lease}
+
+
 class EndOpensAll(MemoryTransport):
     """END removes every token: one flag for all writers."""
 
@@ -207,6 +225,17 @@ class EndIgnoresALostToken(MemoryTransport):
         super()._end(replace(effect, keys=Keys(tuple(rows), tuple(tables))), now)
 
     _handlers = MemoryTransport._handlers | {End: _end}
+
+
+def _as_named_here(transport: MemoryTransport, held: _Fence | None, act: Callable[[], Any]) -> Any:
+    """Return what `act` returns while a table's version passes for one of this server's."""
+    if held is None:
+        return act()
+    server, held.server = held.server, transport._server
+    try:
+        return act()
+    finally:
+        held.server = server
 
 
 def _without_tokens(held: object, act: Callable[[], Any]) -> Any:

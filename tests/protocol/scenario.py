@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from protocol.programs import FINGERPRINT, Program, payload_of, reader, writer
-from protocol.world import Cells
+from protocol.world import EMPTY, Cells
 
 from sqlmodel_cache import MemoryTransport
 from sqlmodel_cache._plan import Effect
@@ -29,7 +29,9 @@ class Scenario:
         lost: how many commands may fail for the caller, and be executed at any later moment or never.
         evictions: how many keys may vanish.
         evicts_pending: whether a key with a live token may be among them.
-        restores: whether a lost key comes back as it was at the start: a failover, a restart from an old snapshot.
+        restores: whether an eviction is of all that has happened since some moment, and another server goes on from
+            there: one that is started from an old snapshot, or a replica that is promoted and has missed the rest.
+        waits: whether BEGIN is answered when the replica has it, too.
         deadlines: "sound" lapse only when their owner's transaction is over, "any" at any time, "none" never.
         refusals: whether the database may refuse a COMMIT, and the application may roll back.
         unknown: whether the connection may be lost during COMMIT.
@@ -52,6 +54,7 @@ class Scenario:
     evictions: int = 0
     evicts_pending: bool = False
     restores: bool = False
+    waits: bool = False
     deadlines: str = "none"
     refusals: bool = False
     unknown: bool = False
@@ -91,6 +94,7 @@ class State(NamedTuple):
     evictions: int
     open: int = 0  # the load that may be joined
     wrong: str = ""  # what a reader was told that it must not be told
+    copy: Cells = EMPTY  # what a snapshot or a replica has
 
 
 class Position(NamedTuple):

@@ -31,6 +31,7 @@ from protocol.world import (
     Names,
     Shelf,
     elected,
+    elsewhere,
     lapsed,
     pending,
     show,
@@ -79,7 +80,7 @@ class Explorer:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.shelf = Shelf(scenario.transport)
+        self.shelf = Shelf(scenario.transport, exact=scenario.restores)
         self.programs: list[Program] = []
         self.names: list[str] = []
         self._procs: list[Proc] = []
@@ -97,7 +98,7 @@ class Explorer:
         procs = tuple(self._number(Proc(self._program(i))) for i in range(self._writers + len(self.scenario.readers)))
         budgets = (self.scenario.crashes, self.scenario.lost, self.scenario.evictions)
         starts = dict.fromkeys((EMPTY, self._start))
-        states = [State(cells, 0, 0, -1, procs, (), *budgets) for cells in starts]
+        states = [State(cells, 0, 0, -1, procs, (), *budgets, copy=cells) for cells in starts]
         origin: list[tuple[int, str]] = [(-1, f"start: {show(state.cells)}") for state in states]
         number = {state: at for at, state in enumerate(states)}
         edges: list[list[int]] = []
@@ -216,7 +217,10 @@ class Explorer:
         event = f"{name}: {type(effect).__name__}: {word(effect, reply)}"
         if isinstance(effect, Begin | End):
             event += f" -> {show(cells)}"
-        yield event, self._told(self._after(state, cells, names), at, reply)
+        done = self._after(state, cells, names)
+        if self.scenario.waits and isinstance(effect, Begin) and state.evictions:
+            done = done._replace(copy=cells)
+        yield event, self._told(done, at, reply)
         if state.lost and (is_writer or isinstance(effect, Lease | Fill | Resign)):
             late = tuple(sorted((*state.late, self._effect_number(effect))))
             broken = state._replace(lost=state.lost - 1, late=late)
@@ -349,7 +353,9 @@ class Explorer:
         if elected(cells.row):
             yield "the time of the elected one passes", state._replace(cells=Cells(too_late(cells.row), cells.table))
         if state.evictions and scenario.restores:
-            yield "the cache restarts from an old snapshot", self._lose(state, self._start)
+            if cells != state.copy:
+                yield "the replica catches up", state._replace(copy=cells)
+            yield "the replica is promoted", self._lose(state, elsewhere(state.copy))
 
     # states
 
@@ -357,14 +363,16 @@ class Explorer:
         """Return the state with other cells, and with every lease dead that was held on one that is gone."""
         row = LIVE_ROW if cells.row is not None and cells.row == state.cells.row else None
         table = LIVE_TABLE if cells.table is not None and cells.table == state.cells.table else None
-        if not self.scenario.restores and table is None and cells.row is not None and cells.row[0] == "V":
+        if self.scenario.restores:
+            return state._replace(cells=cells, copy=EMPTY, evictions=state.evictions - 1)
+        if table is None and cells.row is not None and cells.row[0] == "V":
             cells = Cells((*cells.row[:2], DEAD, *cells.row[3:]), None)
         return self._after(state._replace(evictions=state.evictions - 1), cells, Names(row, table))
 
     def _after(self, state: State, cells: Cells, names: Names) -> State:
         """Return the state with new cells, and with leases renamed whose version is no longer the key's."""
         row, table = names.row == LIVE_ROW, names.table == LIVE_TABLE
-        if row and table:
+        if row and table:  # or no version is ever renamed
             return state._replace(cells=cells)
         procs = tuple(self._rename(number, row, table) for number in state.procs)
         late = tuple(sorted(self._rename_late(number, names) for number in state.late))
@@ -417,6 +425,8 @@ class Explorer:
     def _program(self, at: int) -> int:
         program = (*self.scenario.writers, *self.scenario.readers)[at]
         name = f"W{at + 1}" if at < self._writers else "R"
+        if self.scenario.restores and name == "R":  # a version that comes back is told from all others by its ids
+            name = f"R{at + 1}"
         for known, (other, its_name) in enumerate(zip(self.programs, self.names, strict=True)):
             if other is program and its_name == name:
                 return known

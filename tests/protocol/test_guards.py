@@ -46,6 +46,7 @@ TWO_RELEASES = (reader(), reader(fingerprint=OTHER_RELEASE))
 BOTH_RELEASES = (FINGERPRINT, OTHER_RELEASE)
 TWO_WRITERS = {"writers": (writer(), writer())}
 NO_ROW = {"row_exists": False, "caches_missing": True}
+RESTORES: dict[str, Any] = {"evictions": 1, "restores": True}
 LOSES_FENCES: dict[str, Any] = {"evictions": 1, "evicts_pending": True}
 
 GUARDS = {
@@ -97,6 +98,12 @@ GUARDS = {
     ),
     "a hit needs its table's version": Guard(
         "a", {"transport": mutants.LookupIgnoresTheTable}, {"writers": (writer(TABLE),)}
+    ),
+    "a hit is under the name of its server [I9]": Guard(
+        "a", {"transport": mutants.LookupIgnoresTheServer}, {**RESTORES, "promise": "acdp"}
+    ),
+    "a lease gives the version of another server no second life [I9]": Guard(
+        "a", {"transport": mutants.LeaseIgnoresTheServer}, {**RESTORES, "promise": "acdp"}
     ),
     "END opens its own fence only [C5]": Guard("b", {"transport": mutants.EndOpensAll}, TWO_WRITERS),
     "END does not delete [C6]": Guard("b", {"transport": mutants.EndDeletes}, TWO_WRITERS),

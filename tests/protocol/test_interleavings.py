@@ -37,6 +37,7 @@ TWO_READERS = ONE_READER * 2
 
 QUIET = Scenario()
 ANSWERS = Scenario(answers=True)
+AFTERWARDS = Scenario(evictions=1, restores=True, deadlines="sound", refusals=True, promise="acdjp")
 FAULTS = Scenario(crashes=1, evictions=1, deadlines="sound", refusals=True, unknown=True)
 
 # name -> (scenario, what the long profile changes, floor of states that the short profile visits)
@@ -153,6 +154,26 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, object], int]] = {
         {"readers": (renewing_reader(), renewing_reader(), reader())},
         5_000,
     ),
+    "another server goes on, without the last writes": (
+        replace(AFTERWARDS, readers=TWO_READERS),
+        {"writers": (writer(), writer(TABLE)), "crashes": 0},
+        5_000,
+    ),
+    "another server goes on, two releases side by side": (
+        replace(
+            AFTERWARDS,
+            readers=(reader(), reader(fingerprint=OTHER_RELEASE)),
+            fingerprints=(FINGERPRINT, OTHER_RELEASE),
+            refusals=False,
+        ),
+        {"refusals": True},
+        5_000,
+    ),
+    "another server goes on, and a reader knows a version from before": (
+        replace(AFTERWARDS, readers=(remembering_reader(),)),
+        {"readers": (remembering_reader(), reader())},
+        1_000,
+    ),
     "reader of many rows, every fault": (
         replace(FAULTS, answers=True, readers=(reader_of_many(), reader())),
         {"readers": (reader_of_many(), reader_of_many(), reader())},
@@ -182,6 +203,7 @@ def test_explorer_reaches_what_it_is_about() -> None:
         replace(ANSWERS, warm=None, row_exists=False, readers=(waiting_reader(),)),
         replace(ANSWERS, readers=(renewing_reader(),)),
         replace(ANSWERS, readers=(reader_of_many(), finder())),
+        replace(QUIET, evictions=1, restores=True),
     )
     seen = sum((explore(scenario).seen for scenario in scenarios), Counter[str]())
     for event in (
@@ -222,6 +244,8 @@ def test_explorer_reaches_what_it_is_about() -> None:
         "waits",
         "Resign: done",
         "the time of the elected one passes",
+        "the replica catches up",
+        "the replica is promoted",
         "Lease: granted, Lease: granted",
     ):
         assert seen[event] > 0, event

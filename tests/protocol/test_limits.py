@@ -12,6 +12,8 @@ from protocol.schedules import explore
 
 SOUND: dict[str, Any] = {"deadlines": "sound", "refusals": True}
 
+RESTORES: dict[str, Any] = {"evictions": 1, "restores": True}
+
 # One fault that the protocol does not exclude: linearizability may go, the promise after commit() does not.
 SINGLE_FAULTS = {
     "a fence is evicted during COMMIT [H1]": Scenario(**SOUND, evictions=1, evicts_pending=True, promise="acdp"),
@@ -22,6 +24,12 @@ SINGLE_FAULTS = {
     "a fence is evicted, and END is lost [H5]": Scenario(
         **SOUND, evictions=1, evicts_pending=True, lost=1, promise="acdp"
     ),
+    "another server goes on, from an old snapshot or as a replica that lags [H9]": Scenario(
+        **SOUND, **RESTORES, promise="acdp"
+    ),
+    "the same, and END is lost [H9]": Scenario(deadlines="sound", **RESTORES, lost=1, promise="acdp"),
+    "the same, for a table [H9]": Scenario(**SOUND, **RESTORES, writers=(writer(TABLE),), promise="acdp"),
+    "two servers go on, one after the other": Scenario(**SOUND, evictions=2, restores=True, promise="acdp"),
 }
 
 # Two faults, or one that the guarantees except: a stale row stays until its ttl.
@@ -39,7 +47,14 @@ EXCEPTIONS = {
         "b",
         Scenario(**SOUND, writers=(writer(refuse=False),), lost=2),
     ),
-    "the cache restarts from an old snapshot [H9]": ("a", Scenario(**SOUND, evictions=1, restores=True)),
+    "a fence is not on the server that goes on, and its writer crashes [H9c]": (
+        "p",
+        Scenario(**SOUND, **RESTORES, crashes=1),
+    ),
+    "a fence is not on the server that goes on, and the outcome is unknown [H9]": (
+        "p",
+        Scenario(**SOUND, **RESTORES, unknown=True),
+    ),
 }
 
 
@@ -75,3 +90,12 @@ def test_commit_that_could_not_be_fenced_is_refused_in_refuse_mode() -> None:
     report = explore(Scenario(**SOUND, unknown=True, writers=(writer(refuse=True),), lost=5))
     assert not report.traces, "\n\n".join(report.told(letter) for letter in report.traces)
     assert report.seen["ROLLBACK"] > 0
+
+
+def test_fence_that_the_next_server_has_closes_what_is_left() -> None:
+    """Where BEGIN is answered when the replica has it, another server may go on, and the writer may crash besides."""
+    waits = Scenario(**SOUND, **RESTORES, waits=True, crashes=1, unknown=True)
+    report = explore(waits)
+    assert not report.traces, "\n\n".join(report.told(letter) for letter in report.traces)
+    assert report.seen["the replica is promoted"] > 0
+    assert explore(replace(waits, waits=False), until="b").traces.keys() == {"b"}

@@ -24,7 +24,7 @@ from sqlmodel_cache.transport.memory import _Fence, _Value
 Cell: TypeAlias = tuple[Any, ...] | None
 """None, or one of
 
-("F", version, ((token, deadline), ...), election)
+("F", version, ((token, deadline), ...), election, whether it is the table's and names the server of now)
 ("V", version, table version, ((fingerprint, payload), ...))
 """
 
@@ -80,11 +80,25 @@ class Names:
         return self.of_lease(reply) if isinstance(reply, Granted) else reply
 
 
+class AllNames(Names):
+    """No version is renamed."""
+
+    def of_row(self, version: bytes) -> bytes:
+        """Return the version."""
+        return version
+
+    of_table = of_row
+
+
+ALL_NAMES = AllNames(LIVE_ROW, LIVE_TABLE)
+
+
 class Shelf:
     """Executes effects on a transport that is set to given cells. Answers are remembered."""
 
-    def __init__(self, transport: type[MemoryTransport]) -> None:
+    def __init__(self, transport: type[MemoryTransport], *, exact: bool = False) -> None:
         self._now = NOW
+        self._exact = exact  # whether versions keep their bytes, since what is forgotten may come back
         self._transport = transport(clock=lambda: self._now)
         self._done: dict[tuple[Cells, Effect[Any]], tuple[Cells, Any, Names]] = {}
         self._quiet: dict[tuple[Cells, int], bool] = {}
@@ -95,7 +109,7 @@ class Shelf:
         if known is None:
             self._put(cells)
             reply = self._transport.execute(effect)
-            after, names = canonical(self._take())
+            after, names = canonical(self._take()) if not self._exact else (self._take(), ALL_NAMES)
             known = self._done[cells, effect] = after, names.of_reply(reply), names
         return known
 
@@ -142,7 +156,7 @@ class Shelf:
             cells, reply, _ = self.execute(cells, effect)
             return reply
 
-        run(reader()(Process("R")), execute)
+        run(reader()(Process("R0")), execute)
         return cells
 
     def _put(self, cells: Cells) -> None:
@@ -151,15 +165,16 @@ class Shelf:
         transport._tables.clear()
         transport._count = 0
         if cells.row is not None:
-            transport._rows[ENTRY.row] = _load(cells.row)
+            transport._rows[ENTRY.row] = _load(cells.row, transport)
         if cells.table is not None:
-            fence = _load(cells.table)
+            fence = _load(cells.table, transport)
             assert isinstance(fence, _Fence)
             transport._tables[ENTRY.table] = fence
 
     def _take(self) -> Cells:
         transport = self._transport
-        return Cells(_save(transport._rows.get(ENTRY.row)), _save(transport._tables.get(ENTRY.table)))
+        server = transport._server
+        return Cells(_save(transport._rows.get(ENTRY.row), server), _save(transport._tables.get(ENTRY.table), server))
 
 
 def canonical(cells: Cells) -> tuple[Cells, Names]:
@@ -196,7 +211,12 @@ def elected(cell: Cell) -> bool:
 def too_late(cell: Cell) -> Cell:
     """Return the cell after the time of the elected one has passed."""
     assert cell is not None
-    return (*cell[:3], 0.0)
+    return (*cell[:3], 0.0, *cell[4:])
+
+
+def elsewhere(cells: Cells) -> Cells:
+    """Return the cells as another server has them: its name is not the one that the table's key holds."""
+    return Cells(cells.row, None if cells.table is None else (*cells.table[:4], False))
 
 
 def show(cells: Cells) -> str:
@@ -239,15 +259,15 @@ def _show(cell: Cell) -> str:
     return f"FENCE{{{', '.join(tokens + ['elected'] * elected(cell))}}}"
 
 
-def _save(held: _Fence | _Value | None) -> Cell:
+def _save(held: _Fence | _Value | None, server: object) -> Cell:
     if held is None:
         return None
     if isinstance(held, _Value):
         return ("V", held.version, held.table_version, tuple(held.payloads.items()))
-    return ("F", held.version, tuple(sorted(held.pending.items())), held.election)
+    return ("F", held.version, tuple(sorted(held.pending.items())), held.election, held.server is server)
 
 
-def _load(cell: tuple[Any, ...]) -> _Fence | _Value:
+def _load(cell: tuple[Any, ...], transport: MemoryTransport) -> _Fence | _Value:
     if cell[0] == "V":
         return _Value(cell[1], cell[2], dict(cell[3]), inf)
-    return _Fence(cell[1], dict(cell[2]), election=cell[3])
+    return _Fence(cell[1], dict(cell[2]), election=cell[3], server=transport._server if cell[4] else None)

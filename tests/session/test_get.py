@@ -6,6 +6,7 @@ import datetime
 import math
 import uuid
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from conftest import Log, Store
@@ -13,9 +14,11 @@ from models import Color, Gadget, Hero, Plain, Sample, add_hero, get_hero
 from sqlalchemy import Engine, inspect
 from sqlalchemy import orm as sa_orm
 from sqlalchemy.exc import NoResultFound
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Session, select
 
 from sqlmodel_cache import SQLModelCache
+from sqlmodel_cache._admission import _UNASKED, Admission
 
 
 def test_get_fills_then_hits(engine: Engine, cache: Store, sql: Log) -> None:
@@ -266,3 +269,26 @@ def test_kinds_of_sessions(engine: Engine, cache: Store, sql: Log) -> None:
     assert scoped.get(Hero, pk).name == "Rusty"
     scoped.remove()
     assert sql.take() == []
+
+
+@pytest.mark.parametrize("given", [{}, *_UNASKED])
+def test_a_lane_is_found_once(
+    engine: Engine, cache: Store, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    """Sessions that have done nothing yet are alike: what one of them may ask is found out once."""
+    pk = add_hero(engine)
+    get_hero(engine, pk)
+    found: list[Any] = []
+    monkeypatch.setattr(Admission, "_find", lambda *arguments: found.append(arguments))
+    with Session(engine) as session:
+        assert session.get(Hero, pk, **given).name == "Rusty"
+        assert session.get(Hero, pk + 1, with_for_update={}) is None
+    assert len(found) == 1
+
+
+async def test_an_async_session_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an AsyncSession adds to a get is known to mean nothing, on this release of SQLAlchemy."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(Session, "get", lambda self, entity, ident, **options: given.append(options))
+    await AsyncSession(sync_session_class=Session).get(Hero, 1)
+    assert given[0] in _UNASKED

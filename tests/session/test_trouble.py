@@ -13,6 +13,7 @@ from models import Gadget, Hero, add_hero, get_hero
 from servers import RedisServer, free_port
 from sqlalchemy import Engine, delete
 from sqlmodel import Session, col
+from waiting import until
 
 from sqlmodel_cache import RedisSyncTransport, SQLModelCache
 
@@ -116,6 +117,7 @@ def test_redis_goes_down_and_comes_back_empty(engine: Engine, server: RedisServe
         session.commit()
     assert get_hero(engine, pk).name == "New"
     server.start()
+    until(lambda: SQLModelCache.stats().owed == 0 and not SQLModelCache.stats().unreachable)
     other = add_hero(engine, "Other")
     get_hero(engine, other)
     hits = SQLModelCache.stats().hits

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -34,6 +34,8 @@ TTL_MS = 300_000
 PAST = 1.0  # a deadline in 1970, and long before any monotonic clock's now
 FAR = 1e15
 
+HERE, ANOTHER, NOBODY = b"this very server", b"another, or once", b"-" * 16  # servers that a table's key may name
+
 
 def id_of(name: str) -> bytes:
     """Return the 16 bytes of a name."""
@@ -47,11 +49,15 @@ def version_of(name: str) -> bytes:
 
 @dataclass(frozen=True)
 class Fence:
-    """What a key holds: a version; the tokens that are written there, with their deadlines in ms; an election's end."""
+    """What a key holds: a version; the tokens that are written there, with their deadlines in ms; an election's end.
+
+    A table's names a server, too.
+    """
 
     version: bytes
     pending: tuple[tuple[bytes, float], ...] = ()
     election: float | None = None
+    server: bytes | None = None
 
     @property
     def tokens(self) -> frozenset[bytes]:
@@ -61,7 +67,8 @@ class Fence:
     def raw(self) -> bytes:
         """Return the fence as Redis holds it."""
         tokens = b"".join(token + struct.pack(">d", deadline) for token, deadline in self.pending)
-        return b"F" + self.version + tokens + (b"" if self.election is None else struct.pack(">d", self.election))
+        head = b"F" if self.server is None else b"T" + self.server
+        return head + self.version + tokens + (b"" if self.election is None else struct.pack(">d", self.election))
 
 
 @dataclass(frozen=True)
@@ -113,14 +120,20 @@ class Backend:
         assert isinstance(held, Fence)
         names = held.tokens if tokens is None else frozenset(tokens)
         pending = tuple((token, PAST if token in names else deadline) for token, deadline in held.pending)
-        self.place(key, Fence(held.version, pending, held.election))
+        self.place(key, replace(held, pending=pending))
 
     def lapse_election(self, key: str) -> None:
         """Let the time of the one who is elected to fill a row pass."""
         held = self.peek(key)
         assert isinstance(held, Fence)
         assert held.election is not None
-        self.place(key, Fence(held.version, held.pending, PAST))
+        self.place(key, replace(held, election=PAST))
+
+    def forget_server(self, key: str) -> None:
+        """Let a table's key name another server: as after a restart, a restore or a failover."""
+        held = self.peek(key)
+        assert isinstance(held, Fence)
+        self.place(key, replace(held, server=ANOTHER))
 
     def own_version(self, key: str) -> bytes:
         """Return the version of a fence or a value, or 12 bytes that are nobody's."""
@@ -143,7 +156,14 @@ class MemoryBackend(Backend):
         held = self.transport._rows.get(key) or self.transport._tables.get(key)
         if isinstance(held, _Value):
             return Value(held.version, held.table_version, tuple(reversed(held.payloads.items())))
-        return None if held is None else Fence(held.version, tuple(held.pending.items()), held.election or None)
+        if held is None:
+            return None
+        return Fence(held.version, tuple(held.pending.items()), held.election or None, self._name_of(key, held))
+
+    def _name_of(self, key: str, held: _Fence) -> bytes | None:
+        if not key.endswith("}"):
+            return None
+        return HERE if held.server is self.transport._server else NOBODY if held.server is None else ANOTHER
 
     def place(self, key: str, held: Fence | Value) -> None:
         if isinstance(held, Value):
@@ -151,7 +171,8 @@ class MemoryBackend(Backend):
             self.transport._rows[key] = _Value(held.version, held.table_version, payloads, FAR)
             return
         home = self.transport._tables if key.endswith("}") else self.transport._rows
-        home[key] = _Fence(held.version, dict(held.pending), election=held.election or 0.0)
+        server = self.transport._server if held.server == HERE else held.server
+        home[key] = _Fence(held.version, dict(held.pending), election=held.election or 0.0, server=server)
 
     def evict(self, key: str) -> None:
         self.transport.evict(key)
@@ -169,9 +190,15 @@ class RedisBackend(Backend):
 
     def peek(self, key: str) -> Held:
         raw = self.client.get(key)
-        return None if raw is None else parse(raw)
+        held = None if raw is None else parse(raw)
+        if isinstance(held, Fence) and held.server not in (None, NOBODY, ANOTHER):
+            assert held.server == self.client.info("replication")["master_replid"][:16].encode()
+            held = replace(held, server=HERE)
+        return held
 
     def place(self, key: str, held: Fence | Value) -> None:
+        if isinstance(held, Fence) and held.server == HERE:
+            held = replace(held, server=self.client.info("replication")["master_replid"][:16].encode())
         self.client.set(key, held.raw(), keepttl=True)
 
     def evict(self, key: str) -> None:
@@ -205,6 +232,10 @@ def parse(raw: bytes) -> Fence | Value:
             payloads.append((fingerprint, rest[12 : 12 + length]))
             rest = rest[12 + length :]
         return Value(raw[2:14], raw[14:26], tuple(payloads))
+    if raw[:1] == b"T":
+        fence = parse(b"F" + raw[17:])
+        assert isinstance(fence, Fence)
+        return replace(fence, server=raw[1:17])
     assert raw[:1] == b"F"
     if len(raw) == 21:
         return Fence(raw[1:13], (), struct.unpack(">d", raw[13:])[0])

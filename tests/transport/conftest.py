@@ -66,7 +66,9 @@ def _on_redis(request: pytest.FixtureRequest, kind: str, options: dict[str, Any]
     else:
         loop: asyncio.AbstractEventLoop = request.getfixturevalue("loop")
         theirs: Any = redis.asyncio.Redis.from_url(url, **options)
-        yield AsyncRedisBackend(RedisAsyncTransport(theirs, **generous), client, loop)
+        async_transport = RedisAsyncTransport(theirs, **generous)
+        yield AsyncRedisBackend(async_transport, client, loop)
+        loop.run_until_complete(async_transport.aclose())
         loop.run_until_complete(theirs.aclose())
 
 

@@ -354,6 +354,7 @@ async def using(url: str, act: Act, timeout: float = PATIENT, **options: Any) ->
         for entry in ENTRIES:
             lease = await patient.aexecute(Lease(entry, FINGERPRINT, id_of("lease"), replace=True))
             await patient.aexecute(Fill(entry, lease, FINGERPRINT, entry.row.encode(), TTL_MS))
+        await transport.aexecute(Lease(ENTRIES[0], FINGERPRINT, id_of("first")))  # from now on it knows the server
         await act(transport)
     finally:
         await patient.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from transport.backends import (
@@ -78,7 +79,12 @@ def _value_under_a_pending_table(backend: Backend) -> None:
     _begin(backend, TABLE)
     held = backend.peek(ENTRY.table)
     assert isinstance(held, Fence)
-    backend.place(ENTRY.table, Fence(version, held.pending))  # as if BEGIN had kept the version
+    backend.place(ENTRY.table, replace(held, version=version))  # as if BEGIN had kept the version
+
+
+def _value_of_another_server(backend: Backend) -> None:
+    _fill(backend)
+    backend.forget_server(ENTRY.table)
 
 
 def _value_under_no_table(backend: Backend) -> None:
@@ -124,6 +130,7 @@ STATES: dict[str, Callable[[Backend], None]] = {
     "older table's value": _value_of_an_older_table,
     "pending table's value": _value_under_a_pending_table,
     "lost table's value": _value_under_no_table,
+    "another server's value": _value_of_another_server,
 }
 
 STEPS: dict[str, Callable[[Backend], Effect[object]]] = {
@@ -225,6 +232,7 @@ TABLE_OF_CELLS: dict[str, dict[str, str]] = {
         "renew, own version": "True only",
     },
     "lost table's value": INVALID,
+    "another server's value": INVALID | {"fill, own version": "True value", "renew, own version": "True only"},
 }
 CELLS = [(state, step) for state, row in TABLE_OF_CELLS.items() for step in row]
 

@@ -223,19 +223,20 @@ def test_lua_replies(redis_backend: RedisBackend) -> None:
         lines = [transport.words(command, whole=True) for command in transport.encode(effect)]
         return [client.execute_command(*line) for line in lines]
 
-    [[word, version, table]] = run(LEASE)  # type: ignore[misc]
+    [[word, name, version, table]] = run(LEASE)  # type: ignore[misc]
+    assert name == client.info("replication")["master_replid"][:16].encode()
     assert (word, len(version), len(table)) == (b"granted", 12, 12)
     lease = Granted(version, table)
-    assert run(ELECT) == [[b"elected", version, table]]
+    assert run(ELECT) == [[b"elected", name, version, table]]
     [[word, *same, left_ms]] = run(ELECT)  # type: ignore[misc]
-    assert (word, same) == (b"filling", [version, table])
+    assert (word, same) == (b"filling", [name, version, table])
     assert 0 < left_ms <= ELECT.elect_ms
     assert run(Resign(ENTRY, lease)) == [1]
     assert run(Resign(ENTRY, lease)) == [1]
     assert run(Fill(ENTRY, lease, FINGERPRINT, PAYLOAD, TTL_MS)) == [1]
-    assert run(LEASE) == [[b"hit", PAYLOAD]]
+    assert run(LEASE) == [[b"hit", name, PAYLOAD]]
     assert run(BEGIN) == [1]
-    assert run(LEASE) == [[b"fenced"]]
+    assert run(LEASE) == [[b"fenced", name]]
     assert run(Fill(ENTRY, lease, FINGERPRINT, PAYLOAD, TTL_MS)) == [0]
     assert run(END) == [1]
 

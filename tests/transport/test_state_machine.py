@@ -167,6 +167,13 @@ class Sides(RuleBasedStateMachine):
         self.backend.evict(key)
         self.model.evict(key)
 
+    @rule(key=st.sampled_from(KEYS))
+    def forget_server(self, key: str) -> None:
+        """The server is another by now: it was restarted, restored or promoted."""
+        if self.model.peek(key) is not None and key.endswith("}"):
+            self.backend.forget_server(key)
+            self.model.forget_server(key)
+
     @rule(key=st.sampled_from(KEYS), writer=tokens)
     def lapse(self, key: str, writer: tuple[Keys, bytes]) -> None:
         """A deadline passes."""
@@ -219,7 +226,7 @@ class Sides(RuleBasedStateMachine):
     def renamed(self, held: Held) -> Held:
         """Return what the model holds, with Redis's names."""
         if isinstance(held, Fence):
-            return Fence(self.names[held.version], held.pending, held.election)
+            return replace(held, version=self.names[held.version])
         if isinstance(held, Value):
             return Value(self.names[held.version], self.names[held.table_version], held.payloads)
         return None
@@ -229,7 +236,7 @@ def _live(held: Held) -> object:
     """Return what can be told of a key from outside: tokens that live, without their deadlines; whether one elected."""
     if isinstance(held, Fence):
         tokens = {token for token, deadline in held.pending if deadline > FENCE_TTL_MS}
-        return held.version, tokens, held.election is not None and held.election > PAST
+        return held.version, tokens, held.server, held.election is not None and held.election > PAST
     return held
 
 

@@ -225,7 +225,7 @@ def test_reply_to_an_mget_that_makes_no_sense_fails_its_look_ups(reply: object) 
     """Without the keys that it was asked for a reply is nobody's; the effects beside it are not concerned."""
     effects = (*_look_ups(ENTRY, ELSEWHERE), LEASE)
     parcel = _commands.pack(effects)
-    *failed, leased = _commands.unpack(effects, parcel, [reply, [b"fenced"]])
+    *failed, leased = _commands.unpack(effects, parcel, [reply, [b"fenced", b""]])
     assert leased == Fenced()
     for error in failed:
         assert isinstance(error, TransportError)

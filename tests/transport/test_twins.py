@@ -19,7 +19,7 @@ from sqlmodel_cache import (
     RedisSyncTransport,
     SQLModelCache,
 )
-from sqlmodel_cache._effects import Begin, Fill, Lease, Lookup
+from sqlmodel_cache._effects import Begin, Fill, Hit, Lease, Lookup
 from sqlmodel_cache._plan import Effect
 from sqlmodel_cache.transport import AsyncTransport, SyncTransport
 from sqlmodel_cache.transport.redis import from_url
@@ -98,7 +98,7 @@ def test_clients_of_a_url_share_a_server(redis_url: str, redis_client: redis.Red
     sync, twin = from_url(redis_url)
     granted = sync.execute(LEASE)
     assert sync.execute(Fill(ENTRY, granted, FINGERPRINT, PAYLOAD, TTL_MS)) is True
-    assert asyncio.run(_execute_and_close(twin, LOOKUP)) == PAYLOAD
+    assert asyncio.run(_execute_and_close(twin, LEASE)) == Hit(PAYLOAD)
     assert redis_client.exists(ENTRY.row)
     sync.close()
 

@@ -19,6 +19,7 @@ from sqlmodel_cache import (
     ConfigurationError,
     Explanation,
     MemoryTransport,
+    NearCache,
     RedisAsyncTransport,
     RedisSyncTransport,
     Settings,
@@ -89,7 +90,13 @@ def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis)
         snapshot_reads="database",
         timeout=0.1,
         commit_timeout=timedelta(seconds=2),
+        max_payload_bytes=100_000,
+        encryption_key=[b"0" * 32, "base64 text"],
     )
+    SQLModelCache.configure("redis://localhost:6379", near_cache=NearCache())
+    SQLModelCache.configure("redis://localhost:6379", near_cache=NearCache(max_rows=10, max_age=timedelta(seconds=1)))
+    SQLModelCache.configure(hash_keys=True)
+    SQLModelCache.configure(hash_keys="rollout")
     SQLModelCache.configure(namespace="one")
     SQLModelCache.configure(namespace=lambda session: "tenant")
 
@@ -106,9 +113,11 @@ def models_declare(ttl: Duration) -> None:
     """Every spelling of a model's declaration."""
     assert_type(CacheConfig(), CacheConfig)
     assert_type(CacheConfig(enabled=False), CacheConfig)
+    assert_type(CacheConfig(near=True), CacheConfig)
     assert_type(CacheConfig(ttl=600), CacheConfig)
     assert_type(CacheConfig(many_to_one=True), CacheConfig)
     assert_type(CacheConfig(ttl=0.5), CacheConfig)
+    assert_type(CacheConfig(exclude={"name"}), CacheConfig)
     assert_type(CacheConfig(ttl=ttl), CacheConfig)
     assert_type(CacheConfig(ttl=timedelta(minutes=10)).ttl, int | float | timedelta | None)
 
@@ -118,6 +127,7 @@ async def answers_have_types() -> None:
     assert_type(SQLModelCache.get_config(), Settings | None)
     assert_type(SQLModelCache.stats(), Stats)
     assert_type(SQLModelCache.stats().hits, int)
+    assert_type(SQLModelCache.stats().near_hits, int)
     assert_type(SQLModelCache.explain(Hero), Explanation)
     assert_type(SQLModelCache.explain(Hero).reason, str | None)
     SQLModelCache.reset()

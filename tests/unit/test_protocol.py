@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from protocol.by_hand import (
     ENTRY,
@@ -28,6 +30,7 @@ from sqlmodel_cache import InvalidationError
 from sqlmodel_cache import _protocol as protocol
 from sqlmodel_cache._effects import (
     ABSENT,
+    Begin,
     Commit,
     End,
     Entry,
@@ -408,5 +411,25 @@ def test_settle_sends_a_fence_that_nobody_ends(delivered: bool) -> None:
     debts = Debts([KEYS])
     plan = Driver(protocol.settle(KEYS, debts, fence_ttl_ms=FENCE_TTL_MS, new_id=Ids()))
     plan.asks(begin(1), None if delivered else LOST)
-    plan.ends(None)
+    plan.ends(delivered)
     assert debts.owed == ([] if delivered else [KEYS])
+
+
+def test_replicas_are_waited_for_where_nobody_else_may_have_the_fence() -> None:
+    """BEGIN waits, and so does what stands in for it: END without a token, an invalidation, a delivery of debts."""
+    options: dict[str, Any] = {"new_id": Ids(), "replicas": 2}
+    fence: dict[str, Any] = {"fence_ttl_ms": FENCE_TTL_MS}
+    plans = {
+        "begin": protocol.begin(KEYS, Debts(), refuse=False, **fence, **options),
+        "settle": protocol.settle(KEYS, Debts(), **fence, **options),
+        "invalidate": protocol.invalidate(KEYS, Debts(), refuse=False, **options),
+        "end of none": protocol.end(KEYS, None, Outcome.COMMITTED, Debts(), **options),
+        "end": protocol.end(KEYS, b"token", Outcome.COMMITTED, Debts(), **options),
+    }
+    waits = {}
+    for name, plan in plans.items():
+        effect = next(plan)
+        assert isinstance(effect, Begin | End)
+        waits[name] = effect.replicas
+        plan.close()
+    assert waits == {"begin": 2, "settle": 2, "invalidate": 2, "end of none": 2, "end": 0}

@@ -25,6 +25,7 @@ from redis.retry import Retry
 from ..errors import ConfigurationError
 from ._cluster import Node, Remap
 from ._masters import AsyncMasterPool, MasterPool
+from ._servers import plain, signing, signing_async
 
 # Connection settings that mean the same to redis-py's sync and async connections.
 SHARED_SETTINGS = frozenset(
@@ -34,7 +35,7 @@ SHARED_SETTINGS = frozenset(
     ssl_min_version ssl_ciphers ssl_include_verify_flags ssl_exclude_verify_flags""".split()  # noqa: SIM905
 )
 
-_TWINS: tuple[tuple[type, type], ...] = (
+TWINS: tuple[tuple[type, type], ...] = (
     (redis.SSLConnection, redis.asyncio.SSLConnection),
     (redis.UnixDomainSocketConnection, redis.asyncio.UnixDomainSocketConnection),
     (redis.Connection, redis.asyncio.Connection),
@@ -63,7 +64,7 @@ class Members:
         manager = client.nodes_manager
         settings = dict(manager.connection_kwargs)
         to_async = isinstance(client, redis.asyncio.cluster.RedisCluster)
-        plain, tls = (pair[to_async] for pair in (_TWINS[2], _TWINS[0]))
+        plain, tls = (pair[to_async] for pair in (TWINS[2], TWINS[0]))
         kind = settings.get("connection_class", tls if settings.get("ssl") else plain)
         shared = {name: value for name, value in settings.items() if name in SHARED_SETTINGS and value is not None}
         shared = {name: value for name, value in shared.items() if name not in ("host", "port", "db", "path")}
@@ -74,10 +75,10 @@ class Members:
         """Return the members for the other kind of connections. Raises ConfigurationError as `twin_client` does."""
         return Members(self.seeds, _twin_class(self, self.connection_class, to_async), self.settings, self.remap)
 
-    def pool(self, node: Node, timeout: float | None) -> Any:
+    def pool(self, node: Node, timeout: float | None, *, signs: bool) -> Any:
         """Return a pool of connections to a node, of the kind of the connection class."""
         host, port = node
-        return _pool(self.connection_class, {**self.settings, "host": host, "port": port}, timeout)
+        return _pool(self.connection_class, {**self.settings, "host": host, "port": port}, timeout, signs=signs)
 
 
 def is_cluster(client: object) -> bool:
@@ -85,9 +86,10 @@ def is_cluster(client: object) -> bool:
     return isinstance(client, (*_CLUSTERS, Members))
 
 
-def bounded(client: redis.Redis, timeout: float) -> redis.Redis:
+def bounded(client: redis.Redis, timeout: float, *, signs: bool = False) -> redis.Redis:
     """Return a sync client with the same settings whose calls end within `timeout` seconds, each read of a reply.
 
+    Its connections sign their replies, or not: where a connection does not always speak to one server.
     A pool of a class that is not redis-py's own may know more than its settings say, and is used as it is.
     """
     pool: Any = client.connection_pool
@@ -96,10 +98,22 @@ def bounded(client: redis.Redis, timeout: float) -> redis.Redis:
         del settings["connection_pool"]  # its own, by which its connections ask where the master is
         manager = copy.copy(pool.sentinel_manager)
         manager.sentinels = [bounded(each, timeout) for each in manager.sentinels]
-        return redis.Redis(connection_pool=_pool(pool.connection_class, settings, timeout, _master(pool, manager)))
+        own = _pool(pool.connection_class, settings, timeout, _master(pool, manager), signs=signs)
+        return redis.Redis(connection_pool=own)
     if type(pool) in (redis.ConnectionPool, redis.BlockingConnectionPool):
-        return redis.Redis(connection_pool=_pool(pool.connection_class, settings, timeout))
+        return redis.Redis(connection_pool=_pool(pool.connection_class, settings, timeout, signs=signs))
     return client
+
+
+# As above: other pools than these may know more than their settings say.
+_PLAIN_POOLS: tuple[Any, ...] = (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool, AsyncMasterPool)
+
+
+def sign(client: Any) -> None:
+    """Let the connections that an async client opens from now on sign their replies to the transport."""
+    pool = client.connection_pool
+    if type(pool) in _PLAIN_POOLS:
+        pool.connection_class = signing_async(plain(pool.connection_class))
 
 
 def close_bounded(client: redis.Redis) -> None:
@@ -155,7 +169,12 @@ def _master(pool: Any, manager: Any) -> dict[str, Any]:
 
 
 def _pool(
-    connection_class: type, settings: Mapping[str, Any], timeout: float | None, master: Mapping[str, Any] | None = None
+    connection_class: Any,
+    settings: Mapping[str, Any],
+    timeout: float | None,
+    master: Mapping[str, Any] | None = None,
+    *,
+    signs: bool,
 ) -> Any:
     """Return a pool of our own; `timeout` is in seconds, None where the caller bounds its calls itself."""
     own = dict(settings)
@@ -167,12 +186,15 @@ def _pool(
     own.pop("retry_on_timeout", None)
     module: Any = redis.asyncio if to_async else redis
     kind: Any = module.ConnectionPool if master is None else MasterPool
-    return kind(connection_class=connection_class, **own, **(master or {}))
+    made = plain(connection_class)
+    if signs:
+        made = signing_async(made) if to_async else signing(made)
+    return kind(connection_class=made, **own, **(master or {}))
 
 
 def _twin_class(client: object, connection_class: type, to_async: bool) -> type:
-    for pair in _TWINS:
-        if connection_class in pair:
+    for pair in TWINS:
+        if plain(connection_class) in pair:
             return pair[to_async]
     kind, other = ("async", "async_transport") if to_async else ("sync", "transport")
     raise ConfigurationError(

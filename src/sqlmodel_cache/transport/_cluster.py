@@ -34,6 +34,7 @@ from .. import _keys
 from .._plan import Effect, Plan, perform
 from . import _commands
 from ._commands import Command, Words
+from ._servers import unsigned
 
 SLOTS = 16384
 MAX_REDIRECTIONS = 5  # of one command: a map that is learned anew is right after one, a slot that moves takes two
@@ -172,7 +173,8 @@ class Slots:
         self._looked = self._clock()
         failure: Any = None
         for node in self._members:
-            [failure] = (yield from perform(Mail({node: [MAP]})))[node]
+            [reply] = (yield from perform(Mail({node: [MAP]})))[node]
+            _, failure = unsigned(reply)
             if isinstance(failure, list) and failure:
                 self._owners, self._members = self._read(failure, node)
                 self._stale = False

@@ -16,16 +16,33 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from redis.exceptions import NoScriptError
 
 from .. import _keys
-from .._effects import VARIANTS, Begin, End, Fenced, Fill, Filling, Granted, Hit, Keys, Lease, Lookup, Resign
+from .._effects import (
+    VARIANTS,
+    Begin,
+    End,
+    Fenced,
+    Fill,
+    Filling,
+    Granted,
+    Hit,
+    Keys,
+    Lease,
+    LeaseReply,
+    Lookup,
+    Resign,
+)
 from .._plan import Effect
 from ..errors import TransportError
+from ._servers import ANY, Server, unsigned
 
 FORMAT = b"V\x03"  # a value, and the version of its layout
 VERSION = 12  # bytes
 HEAD = 2 + 2 * VERSION  # bytes of a value before its payloads
+SHARD = 1 + 16  # bytes of a table's key before its version: a letter, and the server's name
 
 MAX_KEYS = 1_000  # of one MGET: Redis answers nobody else meanwhile
 MAX_COMMANDS = 1_000  # of one pipeline: the client and the server hold all its replies at once
+WAIT_MS = 500  # for replicas; the commit's own time-out may end it earlier
 
 T = TypeVar("T")
 
@@ -34,7 +51,7 @@ Words: TypeAlias = Sequence[Any]
 
 
 class Command(NamedTuple):
-    """One Redis command: a script if it has one, otherwise an MGET."""
+    """One Redis command: a script if it has one, otherwise an MGET; a WAIT if it has no keys either."""
 
     script: _Script | None
     keys: Collection[str]
@@ -81,13 +98,24 @@ def _fill(effect: Fill) -> list[Command]:
 
 
 def _begin(effect: Begin) -> list[Command]:
-    args = (effect.id, effect.fence_ttl_ms)
-    return [Command(BEGIN, rows + tables, args) for rows, tables in _by_slot(effect.keys)]
+    slots = _by_slot(effect.keys)
+    commands = [Command(BEGIN, rows + tables, (effect.id, effect.fence_ttl_ms, len(rows))) for rows, tables in slots]
+    return commands + _wait(commands, effect)
 
 
 def _end(effect: End) -> list[Command]:
     slots = _by_slot(effect.keys)
-    return [Command(END, rows + tables, (effect.token, effect.id, len(rows))) for rows, tables in slots]
+    commands = [Command(END, rows + tables, (effect.token, effect.id, len(rows))) for rows, tables in slots]
+    return commands + _wait(commands, effect)
+
+
+def _wait(commands: list[Command], effect: Begin | End) -> list[Command]:
+    """Return what waits for replicas. It waits for what its own connection has written: so all is one pipeline."""
+    if not effect.replicas:
+        return []
+    if len(commands) >= MAX_COMMANDS:
+        raise TransportError(f"{type(effect).__name__}: {len(commands)} slots are too many to wait for replicas")
+    return [Command(None, (), (effect.replicas, WAIT_MS))]
 
 
 _ENCODERS: dict[type, Callable[[Any], list[Command]]] = {
@@ -105,16 +133,14 @@ def decode(effect: Effect[Any], replies: Sequence[Any]) -> Any:
     match effect, replies:
         case Lookup(), [reply]:
             return found(effect, reply)
-        case Lease(), [[b"hit", bytes(payload)]]:
-            return Hit(payload)
-        case Lease(), [[b"granted" | b"elected" as word, bytes(version), bytes(table_version)]]:
-            return Granted(version, table_version, elected=word == b"elected")
-        case Lease(), [[b"filling", bytes(version), bytes(table_version), int(left_ms)]] if left_ms > 0:
-            return Filling(Granted(version, table_version), left_ms)
-        case Lease(), [[b"fenced"]]:
-            return Fenced()
+        case Lease(), [reply] if not isinstance(reply, Exception):
+            return _leased(effect, reply)
         case Fill(), [0 | 1 as stored]:
             return stored == 1
+        case ((Begin() | End()), [*scripts, int(reached)]) if effect.replicas and all(told == 1 for told in scripts):
+            if reached >= effect.replicas:
+                return None
+            raise TransportError(f"{type(effect).__name__}: {reached} of {effect.replicas} replicas have it in time")
         case ((Begin() | End() | Resign()), _) if all(reply == 1 for reply in replies):
             return None
     for reply in replies:
@@ -123,21 +149,42 @@ def decode(effect: Effect[Any], replies: Sequence[Any]) -> Any:
     raise _unexpected(effect, replies)
 
 
+def _leased(effect: Lease, reply: Any) -> LeaseReply:
+    """Return a lease's reply; whoever gave it is known by name from now on."""
+    server, reply = unsigned(reply)
+    told: LeaseReply
+    match reply:
+        case [b"hit", bytes(name), bytes(payload)]:
+            told = Hit(payload)
+        case [b"granted" | b"elected" as word, bytes(name), bytes(version), bytes(table_version)]:
+            told = Granted(version, table_version, elected=word == b"elected")
+        case [b"filling", bytes(name), bytes(version), bytes(table_version), int(left_ms)] if left_ms > 0:
+            told = Filling(Granted(version, table_version), left_ms)
+        case [b"fenced", bytes(name)]:
+            told = Fenced()
+        case _:
+            raise _unexpected(effect, reply)
+    if server is not ANY:
+        server.learn(name)
+    return told
+
+
 def found(effect: Lookup, reply: Any) -> bytes | None:
     """Return a look-up's payload from the reply to its MGET."""
+    server, reply = unsigned(reply)
     if type(reply) is list and len(reply) == 2:
-        return _payload(reply[0], reply[1], effect.fingerprint)
+        return _payload(reply[0], reply[1], effect.fingerprint, server)
     if isinstance(reply, Exception):
         raise failed(effect, reply) from reply
     raise _unexpected(effect, reply)
 
 
-def _payload(value: bytes | None, table: bytes | None, fingerprint: bytes) -> bytes | None:
-    # A table's fence without pending tokens is exactly "F" and its version; with tokens it is longer, and the script
-    # that knows the server's clock decides.
-    if value is None or table is None or len(table) != 1 + VERSION or table[:1] != b"F":
+def _payload(value: bytes | None, table: bytes | None, fingerprint: bytes, server: Server) -> bytes | None:
+    # A table's key without pending tokens has exactly this length; with tokens it is longer, and the script that knows
+    # the server's clock decides. So it does where the key does not name the server that has answered (I9).
+    if value is None or table is None or len(table) != SHARD + VERSION or not table.startswith(server.mark):
         return None
-    if value[:2] != FORMAT or value[2 + VERSION : HEAD] != table[1:]:
+    if value[:2] != FORMAT or value[2 + VERSION : HEAD] != table[SHARD:]:
         return None
     at, length = HEAD, len(value)
     while at + 12 <= length:
@@ -221,9 +268,9 @@ def unpack(effects: Sequence[Effect[Any]], parcel: Parcel, replies: Sequence[Any
 def _reply(effect: Any, place: Place | slice | TransportError, parcel: Parcel, replies: Sequence[Any]) -> Any:
     try:
         if type(place) is Place:
-            reply = replies[place.command]
+            server, reply = unsigned(replies[place.command])
             if type(reply) is list and len(reply) == len(parcel.commands[place.command].keys):
-                return _payload(reply[place.row], reply[place.table], effect.fingerprint)
+                return _payload(reply[place.row], reply[place.table], effect.fingerprint, server)
             raise failed(effect, reply) if isinstance(reply, Exception) else _unexpected(effect, reply)
         if type(place) is slice:
             return decode(effect, replies[place])
@@ -240,22 +287,30 @@ def apart(command: Command) -> list[Command]:
     script, keys, args = command
     if script is LEASE:
         return []
-    if script is END:
-        token, id, rows = args
-        return [Command(END, (key,), (token, id, int(at < int(rows)))) for at, key in enumerate(keys)]
+    if script in (BEGIN, END):  # their last argument is how many of the keys are rows
+        *others, rows = args
+        return [Command(script, (key,), (*others, int(at < int(rows)))) for at, key in enumerate(keys)]
     return [Command(script, (key,), args) for key in keys]
 
 
 def joined(command: Command, replies: Sequence[Any]) -> Any:
     """Return a command's reply from those to its parts."""
     if command.script is LEASE:
-        return [b"fenced"]
+        return [b"fenced", b""]
     failures = [reply for reply in replies if isinstance(reply, Exception)]
     if failures:
         return failures[0]
     if command.script is None:
-        return [value for values in replies for value in values]
+        return _gathered(command, replies)
     return replies[0] if all(reply == replies[0] for reply in replies) else list(replies)
+
+
+def _gathered(command: Command, replies: Sequence[Any]) -> Any:
+    """Return the reply to an MGET from those to its keys: who has the table's key answers for what is valid there."""
+    signed = [unsigned(reply) for reply in replies]
+    found = [value for _, values in signed for value in values]
+    signers = [server for key, (server, _) in zip(command.keys, signed, strict=True) if key.endswith("}")]
+    return (signers[0], found) if signers and signers[0] is not ANY else found
 
 
 # The words of a command
@@ -266,7 +321,7 @@ def words(command: Command, *, whole: bool = False) -> Words:
     script, keys, args = command
     names = [key_bytes(key) for key in keys]
     if script is None:
-        return ("MGET", *names)
+        return ("MGET", *names) if names else ("WAIT", *args)
     if whole:
         return ("EVAL", script.source, len(names), *names, *args)
     return ("EVALSHA", script.sha, len(names), *names, *args)
@@ -286,7 +341,8 @@ def look_up(effect: Lookup) -> Words:
 def repeats(commands: Sequence[Command], replies: Sequence[Any]) -> dict[int, Words]:
     """Return what to send again, by position: the commands whose script the server does not know.
 
-    The first of each script carries its source; those behind it find it loaded.
+    The first of each script carries its source; those behind it find it loaded. A WAIT behind them has not waited for
+    them, and is sent again.
     """
     again: dict[int, Words] = {}
     sent: set[_Script | None] = set()
@@ -295,6 +351,8 @@ def repeats(commands: Sequence[Command], replies: Sequence[Any]) -> dict[int, Wo
             script = commands[at].script
             again[at] = words(commands[at], whole=script not in sent)
             sent.add(script)
+        elif again and not commands[at].keys:
+            again[at] = words(commands[at])
     return again
 
 

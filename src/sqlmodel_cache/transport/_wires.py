@@ -21,7 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from .._effects import Lookup
 from .._plan import arun, run
 from . import _commands
-from ._clients import Members, bounded, close_bounded
+from ._clients import Members, bounded, close_bounded, sign
 from ._cluster import Mail, Node, Slots
 from ._commands import Command, Words
 
@@ -38,9 +38,9 @@ class Server:
 
     by_slot = False  # whether look-ups of several slots must not share an MGET
 
-    def __init__(self, client: redis.Redis, timeout: float) -> None:
+    def __init__(self, client: redis.Redis, timeout: float, *, signs: bool) -> None:
         self._given = client
-        self._client: Any = bounded(client, timeout)
+        self._client: Any = bounded(client, timeout, signs=signs)
 
     def ask(self, effect: Lookup) -> Any:
         """Return the reply to a look-up, or raise its error: the shortest way there is."""
@@ -80,10 +80,11 @@ class Cluster:
 
     by_slot = True
 
-    def __init__(self, members: Members, slots: Slots, timeout: float) -> None:
+    def __init__(self, members: Members, slots: Slots, timeout: float, *, signs: bool) -> None:
         self._members = members
         self._slots = slots
         self._timeout = timeout
+        self._signs = signs
         self._lock = threading.Lock()  # guards the pools
         self._pools: dict[Node, Any] = {}
 
@@ -116,7 +117,7 @@ class Cluster:
         with self._lock:
             pool = self._pools.get(node)
             if pool is None:
-                pool = self._pools[node] = self._members.pool(node, self._timeout)
+                pool = self._pools[node] = self._members.pool(node, self._timeout, signs=self._signs)
         return pool
 
     def close(self) -> None:
@@ -173,9 +174,11 @@ class AsyncServer:
 
     by_slot = False  # whether look-ups of several slots must not share an MGET
 
-    def __init__(self, client: Any, *, given: bool) -> None:
+    def __init__(self, client: Any, *, given: bool, signs: bool) -> None:
         self._client = client
         self._given = given
+        if signs:
+            sign(client)
 
     async def ask(self, effect: Lookup, timeout: float) -> Any:
         """Return the reply to a look-up, or raise its error: the shortest way there is."""
@@ -206,9 +209,10 @@ class AsyncCluster:
 
     by_slot = True
 
-    def __init__(self, members: Members, slots: Slots) -> None:
+    def __init__(self, members: Members, slots: Slots, *, signs: bool) -> None:
         self._members = members
         self._slots = slots
+        self._signs = signs
         self._clients: dict[Node, Any] = {}
 
     async def ask(self, effect: Lookup, timeout: float) -> Any:
@@ -241,7 +245,7 @@ class AsyncCluster:
     def _client(self, node: Node) -> Any:
         client = self._clients.get(node)
         if client is None:
-            client = redis.asyncio.Redis(connection_pool=self._members.pool(node, None))
+            client = redis.asyncio.Redis(connection_pool=self._members.pool(node, None, signs=self._signs))
             self._clients[node] = client
         return client
 

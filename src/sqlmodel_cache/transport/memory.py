@@ -42,6 +42,7 @@ class _Fence:
     version: bytes
     pending: dict[bytes, float] = field(default_factory=dict)  # token -> deadline, ms
     expires: float = 0.0  # ms; 0 = never
+    server: object = None  # of a table: in which life of the transport a lease was granted under the version
     election: float = 0.0  # until when somebody is asked to fill, ms; 0 = nobody is. Never beside pending tokens
 
     def is_pending(self, now: float) -> bool:
@@ -86,10 +87,11 @@ class MemoryTransport:
         _forget_after_fork(self)
 
     def _fork_safe_state(self) -> None:
-        self._lock = threading.Lock()  # guards everything below
+        self._lock = threading.Lock()  # guards everything below; a look-up alone goes without
         self._rows: OrderedDict[str, _Fence | _Value] = OrderedDict()  # least recently used first
         self._tables: dict[str, _Fence] = {}
         self._count = 0
+        self._server = object()  # another after everything was forgotten, as a server's name is when it starts
 
     def execute(self, effect: Effect[Any]) -> Any:
         """Return the effect's reply; never waits on anything but a lock held for microseconds."""
@@ -111,6 +113,7 @@ class MemoryTransport:
         with self._lock:
             self._rows.clear()
             self._tables.clear()
+            self._server = object()
 
     def evict(self, key: str) -> bool:
         """Forget one key of a row or of a table's shard; return whether it was there."""
@@ -134,18 +137,24 @@ class MemoryTransport:
         return len(self.keys())
 
     def _lookup(self, effect: Lookup) -> bytes | None:
+        # Without the lock, as if it were an MGET that is not atomic: the row is read before its table, and either order
+        # is safe. A fence that comes in between is of a commit that has not returned.
         row, table = effect.entry
-        with self._lock:
-            held = self._rows.get(row)
-            if type(held) is not _Value:
-                return None
-            fence = self._tables.get(table)
-            if fence is None or fence.version != held.table_version or fence.pending:
-                return None
-            if held.expires <= self._clock() * 1000:
-                return None
+        held = self._rows.get(row)
+        if type(held) is not _Value:
+            return None
+        fence = self._tables.get(table)
+        if fence is None or fence.version != held.table_version or fence.pending:
+            return None
+        if fence.server is not self._server:
+            return None
+        if held.expires <= self._clock() * 1000:
+            return None
+        try:
             self._rows.move_to_end(row)
-            return held.payloads.get(effect.fingerprint)
+        except KeyError:  # evicted just now
+            return None
+        return held.payloads.get(effect.fingerprint)
 
     def _tried(self, effect: Effect[Any]) -> Any:
         try:
@@ -159,10 +168,12 @@ class MemoryTransport:
         row, table = effect.entry
         shard = self._tables.get(table)
         if shard is None:
-            shard = self._tables[table] = _Fence(self._fresh(effect.id))
+            shard = self._tables[table] = _Fence(self._fresh(effect.id), server=self._server)
         shard.prune(now)
         if shard.pending:
             return Fenced()
+        if shard.server is not self._server:
+            shard.version, shard.server = self._fresh(effect.id), self._server
         held = self._held(row, now)
         if type(held) is _Value and held.table_version == shard.version:
             payload = None if effect.replace else held.payloads.get(effect.fingerprint)

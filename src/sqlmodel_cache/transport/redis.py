@@ -21,7 +21,7 @@ from redis.exceptions import ClusterCrossSlotError, RedisError
 
 from .._effects import Begin, End, Fill, Lease, Lookup, Resign, Together
 from .._plan import Effect
-from ..config import COMMIT_TIMEOUT, TIMEOUT, Duration, milliseconds
+from ..config import COMMIT_TIMEOUT, TIMEOUT, Duration, flag, milliseconds
 from ..errors import ConfigurationError
 from . import _clients, _commands
 from ._batches import Batches
@@ -73,6 +73,9 @@ class RedisSyncTransport:
             of your own is used as it is, time-outs included.
         timeout: seconds that one read of the cache may take; None means what `configure()` says.
         commit_timeout: seconds that one invalidation around a commit may take; None as above.
+        check_server: whether a value is valid only on the server, and in that run of it, under which it was stored:
+            a restored or promoted server serves nothing that it may have missed the invalidation of. False where one
+            connection speaks to several servers: through a proxy that spreads keys or reads.
 
     Raises:
         ConfigurationError: `client` is something else; the duration is not positive.
@@ -81,11 +84,17 @@ class RedisSyncTransport:
     blocking = True
 
     def __init__(
-        self, client: SyncClient, *, timeout: Duration | None = None, commit_timeout: Duration | None = None
+        self,
+        client: SyncClient,
+        *,
+        timeout: Duration | None = None,
+        commit_timeout: Duration | None = None,
+        check_server: bool = True,
     ) -> None:
         _clients.check(client, to_async=False)
         self.client: Any = client
         self.limits = Limits.of(timeout, commit_timeout)
+        self.check_server = flag("check_server", check_server)
         self._members = Members.of(client) if _clients.is_cluster(client) else None
         self._slots = _slots(self._members)
         self._by_slot = self._members is not None
@@ -98,8 +107,18 @@ class RedisSyncTransport:
     def _wire(self, *, commit: bool) -> Server | Cluster:
         timeout = self.limits.seconds(commit=commit)
         if self._members is None:
-            return Server(self.client, timeout)
-        return Cluster(self._members, self._slots, timeout)
+            return Server(self.client, timeout, signs=self.check_server and not commit)
+        return Cluster(self._members, self._slots, timeout, signs=self.check_server and not commit)
+
+    @property
+    def timeout_ms(self) -> int:
+        """How long one read may take, in milliseconds."""
+        return self.limits.timeout_ms
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether it speaks to the nodes of a cluster."""
+        return self._members is not None
 
     def limit(self, timeout_ms: int, commit_timeout_ms: int) -> None:
         """Take the time-outs that `configure()` says, where the constructor was told none."""
@@ -136,7 +155,7 @@ class RedisSyncTransport:
 
     def twin(self) -> RedisAsyncTransport:
         """Return an async transport to the same servers, with a client of its own in every event loop."""
-        twin = RedisAsyncTransport(_clients.twin_client(self.client, to_async=True))
+        twin = RedisAsyncTransport(_clients.twin_client(self.client, to_async=True), check_server=self.check_server)
         twin.limits = self.limits
         twin._given_away = True
         return twin
@@ -188,17 +207,26 @@ class RedisAsyncTransport:
             takes its place; of a sentinel's or a cluster's client, the settings are used only.
         timeout: seconds that one read of the cache may take; None means what `configure()` says.
         commit_timeout: seconds that one invalidation around a commit may take; None as above.
+        check_server: whether a value is valid only on the server, and in that run of it, under which it was stored:
+            a restored or promoted server serves nothing that it may have missed the invalidation of. False where one
+            connection speaks to several servers: through a proxy that spreads keys or reads.
 
     Raises:
         ConfigurationError: `client` is something else; the duration is not positive.
     """
 
     def __init__(
-        self, client: AsyncClient, *, timeout: Duration | None = None, commit_timeout: Duration | None = None
+        self,
+        client: AsyncClient,
+        *,
+        timeout: Duration | None = None,
+        commit_timeout: Duration | None = None,
+        check_server: bool = True,
     ) -> None:
         _clients.check(client, to_async=True)
         self.client: Any = client
         self.limits = Limits.of(timeout, commit_timeout)
+        self.check_server = flag("check_server", check_server)
         self._members = Members.of(client) if _clients.is_cluster(client) else None
         self._slots = _slots(self._members)
         # A connection belongs to the event loop that opened it, and so does a batch.
@@ -230,10 +258,21 @@ class RedisAsyncTransport:
 
     def _wire(self) -> AsyncServer | AsyncCluster:
         if self._members is not None:
-            return AsyncCluster(self._members, self._slots)
+            return AsyncCluster(self._members, self._slots, signs=self.check_server)
         given = not (self._given_away or _clients.is_own_to_be(self.client))
         self._given_away = True
-        return AsyncServer(self.client if given else _clients.twin_client(self.client, to_async=True), given=given)
+        client = self.client if given else _clients.twin_client(self.client, to_async=True)
+        return AsyncServer(client, given=given, signs=self.check_server)
+
+    @property
+    def timeout_ms(self) -> int:
+        """How long one read may take, in milliseconds."""
+        return self.limits.timeout_ms
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether it speaks to the nodes of a cluster."""
+        return self._members is not None
 
     async def aclose(self) -> None:
         """Close the connections that the transport opened in this event loop; the given client stays open."""
@@ -244,7 +283,7 @@ class RedisAsyncTransport:
 
     def twin(self) -> RedisSyncTransport:
         """Return a sync transport to the same servers."""
-        twin = RedisSyncTransport(_clients.twin_client(self.client, to_async=False))
+        twin = RedisSyncTransport(_clients.twin_client(self.client, to_async=False), check_server=self.check_server)
         twin.limits = self.limits
         twin._open()
         return twin

@@ -2,6 +2,7 @@
 --
 --   fence   "F" version(12) { token(16) deadline(8) } ...
 --   fence   "F" version(12) election(8)                    nobody writes, somebody is elected to fill until then
+--   shard   "T" server(16) version(12) { token(16) deadline(8) } ...
 --   value   "V" format(1) version(12) table_version(12) { fingerprint(8) length(4: big-endian) payload } ...
 --
 -- Deadlines and elections are big-endian doubles, in ms since the epoch. Anything else, of any Redis type, reads as
@@ -9,8 +10,11 @@
 --
 -- A version has 96 bits, since it is only ever compared with other versions of its own key: a lease that outlived its
 -- fence fits the one of now with probability 2^-96, and a row would need 2^48 of them at once for a likely pair.
+--
+-- A shard names the server that has granted leases under its version. BEGIN and END leave the name as it is.
 
-local VERSION, TOKEN, DEADLINE = 12, 16, 8
+local VERSION, TOKEN, DEADLINE, SERVER = 12, 16, 8, 16
+local NOBODY = ('-'):rep(SERVER)
 local FOREVER_MS = 30 * 24 * 3600 * 1000  -- a table's version outlives its values; its loss costs misses only
 local FENCE_MS = 24 * 3600 * 1000         -- long after any deadline, so that no eviction policy prefers a fence
 local LEASE_MS = 60 * 1000                -- a fence that only waits for its fill, or keeps late fills out
@@ -52,6 +56,13 @@ local function fence(raw, except)
   return version, live, dropped
 end
 
+-- Returns the server's name, and what `fence` returns; nil when raw is not a shard's.
+local function shard(raw, except)
+  if not raw or raw:sub(1, 1) ~= 'T' then return nil end
+  local version, live, dropped = fence('F' .. raw:sub(2 + SERVER), except)
+  if version then return raw:sub(2, 1 + SERVER), version, live, dropped end
+end
+
 -- Returns version, table version, and the payloads, the latest first; nil when raw is not a value.
 local function value(raw)
   local head = 2 + 2 * VERSION
@@ -70,4 +81,8 @@ end
 
 local function put(key, version, rest, px)
   redis.call('SET', key, 'F' .. version .. rest, 'PX', px)
+end
+
+local function put_shard(key, server, version, rest, px)
+  redis.call('SET', key, 'T' .. server .. version .. rest, 'PX', px)
 end

@@ -1,0 +1,161 @@
+"""Kills followers with SIGKILL while others write: `python -m soak.following --changes 1000000 --kills 20`.
+
+Each round plants a value under every row's key in Redis, changes every row by raw SQL, kills the follower at a random
+moment meanwhile, starts another, and waits until the database has nothing left to tell. A value that is still there
+then was stale, and would have been served: a lost invalidation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import redis
+from sqlmodel import create_engine
+
+from soak.followed import Followed
+from sqlmodel_cache import SQLModelCache
+from sqlmodel_cache._keys import entry
+
+ROOT = Path(__file__).resolve().parents[1]
+TRANSACTION = 200  # rows
+PATIENCE = 120.0  # seconds
+
+
+@dataclass
+class Outcome:
+    """What a run has found."""
+
+    changes: int = 0
+    kills: int = 0
+    lost: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"changes by others        {self.changes:,}\nfollowers killed         {self.kills:,}\n"
+            f"lost invalidations       {self.lost:,}\nseconds                  {self.seconds:,.0f}"
+        )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return when something in another process has happened."""
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > until:
+            raise RuntimeError(f"not within {PATIENCE} s")
+        time.sleep(0.01)
+
+
+class Run:
+    """One run: a database, a Redis, and one follower after the other."""
+
+    def __init__(self, database_url: str, redis_url: str, rows: int, seed: int) -> None:
+        self._database_url, self._redis_url = database_url, redis_url
+        self._outside = psycopg.connect(database_url, autocommit=True)
+        self._redis = redis.Redis.from_url(redis_url)
+        self._random = random.Random(seed)
+        engine = create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
+        Followed.metadata.create_all(engine)
+        SQLModelCache.configure()
+        namespace = SQLModelCache.follower(engine).namespaces[0]
+        SQLModelCache.reset()
+        engine.dispose()
+        self._keys = [entry("sqlmodelcache", namespace, "soak_followed", str(pk)).row for pk in range(rows)]
+        self._outside.execute("INSERT INTO soak_followed SELECT n, 0 FROM generate_series(0, %s) AS n", (rows - 1,))
+        subprocess.run([*self._command(), "--setup"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+    def _command(self) -> list[str]:
+        command = [sys.executable, "-m", "sqlmodel_cache.cli", "follow", self._database_url, "soak.followed"]
+        return [*command, "--transport", self._redis_url]
+
+    def rounds(self, count: int) -> Outcome:
+        """Return what was lost in so many rounds, with a kill in each."""
+        outcome = Outcome()
+        began = time.monotonic()
+        follower = subprocess.Popen(self._command(), cwd=ROOT, stderr=subprocess.DEVNULL)
+        try:
+            wait_for(self._trusted)
+            for _ in range(count):
+                self._plant()
+                moments = range(0, len(self._keys), TRANSACTION)
+                fatal = self._random.choice(moments)
+                for first in moments:
+                    self._change(first)
+                    if first == fatal:
+                        follower.kill()
+                        follower.wait()
+                        follower = subprocess.Popen(self._command(), cwd=ROOT, stderr=subprocess.DEVNULL)
+                wait_for(self._caught_up())
+                outcome.lost += self._planted()
+                outcome.changes += len(self._keys)
+                outcome.kills += 1
+        finally:
+            follower.kill()
+            follower.wait()
+        outcome.seconds = time.monotonic() - began
+        return outcome
+
+    def _change(self, first: int) -> None:
+        query = "UPDATE soak_followed SET version = version + 1 WHERE id >= %s AND id < %s"
+        self._outside.execute(query, (first, first + TRANSACTION))
+
+    def _trusted(self) -> bool:
+        query = "SELECT obj_description(oid, 'pg_publication') LIKE '%: ready %' FROM pg_publication"
+        return self._outside.execute(query).fetchone() == (True,)
+
+    def _caught_up(self) -> Callable[[], bool]:
+        row = self._outside.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+        query = "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots"
+        return lambda: self._outside.execute(query, row).fetchone() == (True,)
+
+    def _plant(self) -> None:
+        for at in range(0, len(self._keys), 10_000):
+            with self._redis.pipeline(transaction=False) as pipe:
+                for key in self._keys[at : at + 10_000]:
+                    pipe.set(key, b"V stale")
+                pipe.execute()
+
+    def _planted(self) -> int:
+        found = 0
+        for at in range(0, len(self._keys), 10_000):
+            found += sum((value or b"")[:1] == b"V" for value in self._redis.mget(self._keys[at : at + 10_000]))
+        return found
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._outside.close()
+        self._redis.close()
+
+
+def main() -> int:
+    """Run, print what was found, and return the exit code: 0 when nothing was lost."""
+    parser = argparse.ArgumentParser(prog="soak.following", description="Kill followers while others write.")
+    parser.add_argument("--changes", type=int, default=1_000_000, help="rows changed by raw SQL, in all")
+    parser.add_argument("--kills", type=int, default=20, help="followers killed with SIGKILL")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(16), help="of the moments of the kills")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
+    import servers
+
+    database = servers.PostgresServer("wal_level = logical")
+    with servers.redis_url() as redis_url:
+        run = Run(database.url, redis_url, options.changes // options.kills, options.seed)
+        outcome = run.rounds(options.kills)
+        run.close()
+    database.stop()
+    print(outcome)
+    print(f"seed                     {options.seed}")
+    return 1 if outcome.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The command line. It parses, calls the library and prints; it decides nothing. Needs the extra `cli`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from .configure import SQLModelCache
+from .errors import CacheError
+
+if TYPE_CHECKING:
+    from .follow import Follower
+
+app = typer.Typer(help="The second-level cache of SQLModel.", no_args_is_help=True, pretty_exceptions_enable=False)
+out = Console(soft_wrap=True, highlight=False)
+err = Console(soft_wrap=True, highlight=False, stderr=True)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep `follow` a command of its own, while it is the only one."""
+
+
+@app.command()
+def follow(
+    database: Annotated[str, typer.Argument(metavar="DATABASE_URL", help="postgresql+psycopg://...")],
+    models: Annotated[list[str], typer.Argument(metavar="MODULE...", help="with the models, such as app.models")],
+    transport: Annotated[str | None, typer.Option(help="redis://...; left out where a module configures")] = None,
+    key_prefix: Annotated[str, typer.Option(help="as in configure()")] = "sqlmodelcache",
+    namespace: Annotated[list[str] | None, typer.Option(help="as in configure(); each, where it is a callable")] = None,
+    name: Annotated[str | None, typer.Option(help="of the publication and the slot, or the outbox")] = None,
+    outbox: Annotated[bool, typer.Option("--outbox", help="read a table that triggers fill: no log is read")] = False,
+    setup: Annotated[bool, typer.Option("--setup", help="prepare the database, and end")] = False,
+    teardown: Annotated[bool, typer.Option("--teardown", help="take that back, and end")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the SQL of --setup or --teardown")] = False,
+    max_slot_bytes: Annotated[int | None, typer.Option(help="let go of the slot when more is kept for it")] = None,
+    alarm_bytes: Annotated[int, typer.Option(help="warn when more than that is kept for the follower")] = 1 << 30,
+) -> None:
+    """Invalidate what any program changes in a database: psql, triggers, other services."""
+    handler = RichHandler(console=err, show_path=False, rich_tracebacks=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    sys.path.insert(0, "")
+    for module in models:
+        importlib.import_module(module)
+    if transport is not None or SQLModelCache.get_config() is None:
+        if transport is None:
+            raise typer.BadParameter("give --transport redis://..., or a module that calls SQLModelCache.configure()")
+        one = namespace[0] if namespace and len(namespace) == 1 else None
+        SQLModelCache.configure(transport, key_prefix=key_prefix, namespace=one)
+    follower = SQLModelCache.follower(
+        database,
+        name=name,
+        namespaces=namespace,
+        outbox=outbox,
+        max_slot_bytes=max_slot_bytes,
+        alarm_bytes=alarm_bytes,
+    )
+    if setup or teardown:
+        _prepare(follower, teardown=teardown, dry_run=dry_run)
+    else:
+        asyncio.run(_until_told(follower))
+
+
+def _prepare(follower: Follower, *, teardown: bool, dry_run: bool) -> None:
+    source = follower.source
+    statements = source.teardown_sql() if teardown else source.setup_sql()
+    for statement in statements:
+        out.print(f"{statement};", markup=False)
+    if not dry_run:
+        (source.teardown if teardown else source.setup)()
+    if not statements:
+        err.print("nothing to do")
+
+
+async def _until_told(follower: Follower) -> None:
+    running = asyncio.ensure_future(follower.arun())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, running.cancel)
+    try:
+        await running
+    except asyncio.CancelledError:
+        err.print(f"stopped: {follower.stats}", markup=False)
+
+
+def main() -> None:
+    """Run a command; an error of the library is a message and exit code 1."""
+    try:
+        app()
+    except CacheError as error:
+        problems = getattr(error, "problems", ()) or [(str(error), "")]
+        for what, remedy in problems:
+            err.print(f"{what}\n    {remedy}".rstrip(), markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
