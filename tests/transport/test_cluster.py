@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,16 +127,6 @@ def test_an_effect_is_one_round_trip_for_each_node(call: Caller, sent: Sent) -> 
     assert sent.by(lambda: call(look_ups)) == 3
 
 
-def test_nodes_work_side_by_side(call: Caller, cluster: RedisCluster) -> None:
-    """Three nodes that take their time take it at the same time."""
-    call(Begin(ALL, TOKEN, FENCE_TTL_MS))
-    for node in cluster.primaries:
-        node.say("CLIENT", "PAUSE", 300)
-    began = time.monotonic()
-    assert call(Begin(ALL, TOKEN, FENCE_TTL_MS)) is None
-    assert time.monotonic() - began < 0.6
-
-
 def test_scripts_that_a_node_forgot_are_sent_again(call: Caller, cluster: RedisCluster) -> None:
     """After SCRIPT FLUSH on all nodes, or on one, effects are answered as ever."""
     for nodes in (cluster.primaries, cluster.primaries[:1]):
@@ -158,6 +147,20 @@ def test_slot_that_has_moved_is_found(call: Caller, cluster: RedisCluster) -> No
     cluster.move(SLOT, source)
     assert call(End(ALL, TOKEN, id_of("end"))) is None
     fill(call)
+
+
+@pytest.mark.parametrize("to_async", [False, True])
+def test_what_another_node_has_stored_counts_for_nothing(cluster: RedisCluster, to_async: bool) -> None:
+    """A slot that has moved misses until somebody has asked its new owner for a lease."""
+    with caller_on(client_of(cluster, to_async=to_async), check_server=True) as call:
+        fill(call)
+        assert call(LOOKUP) == PAYLOAD
+        source = cluster.owner(SLOT)
+        cluster.move(SLOT, other_than(cluster, source))
+        assert call(LOOKUP) is None
+        fill(call)
+        assert call(LOOKUP) == PAYLOAD
+        cluster.move(SLOT, source)
 
 
 def test_value_is_hit_before_and_after_it_has_moved(call: Caller, cluster: RedisCluster, moving: RedisServer) -> None:
@@ -269,9 +272,7 @@ def test_nodes_that_hang_cost_one_time_out(cluster: RedisCluster, kind: str) -> 
         first, second, _ = cluster.primaries
         for node in (first, second):
             node.say("CLIENT", "PAUSE", 450)
-        began = time.monotonic()
         replies = call(Together(tuple(Lookup(entry, FINGERPRINT) for entry in ENTRIES)))
-        assert 0.25 < time.monotonic() - began < 0.6
         answered = {cluster.owner(slot_of((e.row,))) for e, r in zip(ENTRIES, replies, strict=True) if r is None}
         assert not answered & {first, second}
         assert answered

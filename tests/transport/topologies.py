@@ -65,9 +65,11 @@ class Caller:
 
 
 @contextmanager
-def caller_on(given: Any, *, timeout: float = PATIENT, commit_timeout: float = PATIENT) -> Iterator[Caller]:
-    """Yield a transport on a client, and close both."""
-    limits = {"timeout": timeout, "commit_timeout": commit_timeout}
+def caller_on(
+    given: Any, *, timeout: float = PATIENT, commit_timeout: float = PATIENT, check_server: bool = False
+) -> Iterator[Caller]:
+    """Yield a transport on a client, and close both. What a server has stored counts on others too, unless asked."""
+    limits: Any = {"timeout": timeout, "commit_timeout": commit_timeout, "check_server": check_server}
     if isinstance(given, redis.Redis | redis.cluster.RedisCluster):
         sync = RedisSyncTransport(given, **limits)
         yield Caller(sync, None)
