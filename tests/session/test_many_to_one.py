@@ -66,7 +66,7 @@ class Guest(SQLModel, table=True):
     )
 
 
-class Wrong(SQLModel, table=True):
+class WronglyTold(SQLModel, table=True):
     """Its relationship says something else than True or False."""
 
     id: int | None = Field(default=None, primary_key=True)
@@ -388,9 +388,9 @@ def test_wrong_declarations(engine: Engine) -> None:
     """What is neither True nor False is an error that names the relationship, or the argument."""
     recruit(engine)
     with Session(engine) as session:
-        session.add(Wrong(id=1, squad_id=1))
+        session.add(WronglyTold(id=1, squad_id=1))
         session.commit()
-        with pytest.raises(ConfigurationError, match=r"Wrong\.squad: info\[\"cache\"\].*True or False"):
-            _ = session.get_one(Wrong, 1).squad
+        with pytest.raises(ConfigurationError, match=r"WronglyTold\.squad: info\[\"cache\"\].*True or False"):
+            _ = session.get_one(WronglyTold, 1).squad
     with pytest.raises(ConfigurationError, match=r"CacheConfig\(many_to_one\)"):
         CacheConfig(many_to_one=1)  # type: ignore[arg-type]
