@@ -34,6 +34,7 @@ Check = Callable[[list[Operation]], None]
 
 def search(check: Check, max_examples: int, **options: Any) -> None:
     """Check that many generated histories; raises what `check` raises for the shortest that fails."""
+    options.setdefault("derandomize", not LONG)  # the same histories every time; the long profile draws others
     profile = settings(
         max_examples=max_examples,
         deadline=None,
