@@ -139,3 +139,41 @@ def test_installed_wheel_works(archives: dict[str, Path], tmp_path: Path) -> Non
     script.write_text(f"import sys\nsys.path.insert(0, sys.argv[1])\n{USE}")
     printed = call("-I", "-W", "error", script, target, cwd=tmp_path)
     assert printed == f"{archives['.whl'].name.split('-')[1]} 2\n"
+
+
+WITHOUT_GREENLET = """
+import sys
+
+class Hide:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("greenlet", "_greenlet"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Hide())
+from sqlmodel import Field, Session, SQLModel, create_engine
+from sqlmodel_cache import CacheConfig, SQLModelCache
+
+class Hero(SQLModel, table=True):
+    __cache_config__ = CacheConfig()
+    id: int | None = Field(default=None, primary_key=True)
+
+engine = create_engine("sqlite:///" + sys.argv[1])
+SQLModel.metadata.create_all(engine)
+SQLModelCache.configure()
+with Session(engine) as session:
+    session.add(Hero(id=1))
+    session.commit()
+for _ in range(2):
+    with Session(engine) as session:
+        session.get(Hero, 1)
+print(SQLModelCache.stats().hits)
+SQLModelCache.reset()
+engine.dispose()
+"""
+
+
+def test_sessions_need_no_greenlet(tmp_path: Path) -> None:
+    """Without the async extra, SQLAlchemy 2.1 brings no greenlet: sync sessions work all the same."""
+    command = [sys.executable, "-c", WITHOUT_GREENLET, str(tmp_path / "test.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1\n", "")

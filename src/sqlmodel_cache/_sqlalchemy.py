@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
@@ -30,6 +31,14 @@ T = TypeVar("T")
 # `await_only` became `await_` in SQLAlchemy 2.1.
 _await: Any = getattr(_concurrency, "await_", None) or _concurrency.await_only
 in_greenlet: Callable[[], bool] = _concurrency.in_greenlet
+try:
+    import_module("greenlet")
+except ImportError:  # SQLAlchemy 2.1 needs it for asyncio only, and raises when it is asked without it
+
+    def in_greenlet() -> bool:
+        """Return False: there are none."""
+        return False
+
 
 # `LazyLoader` became `_LazyLoader` in SQLAlchemy 2.1. There is one for each relationship and way to load it.
 LazyLoader: Any = getattr(strategies, "_LazyLoader", None) or vars(strategies)["LazyLoader"]
