@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
     """Wait for what another thread is about to do; an assertion when it does not."""
     end = time.monotonic() + seconds
     never = threading.Event()
     while not condition():
         assert time.monotonic() < end
-        never.wait(0.01)
+        never.wait(0.001)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
-from zlib import crc32
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.horizontal_shard import ShardedSession
@@ -107,7 +106,7 @@ class Lane:
         """Return the keys of a row."""
         if self.hidden is not None:
             pk = self.hidden(pk)
-        table = self.shards[crc32(pk.encode("utf-8", "surrogatepass")) % _keys.SHARDS]  # as _keys.entry
+        table = self.shards[_keys.shard_of(pk)]
         return Entry(f"{table}:{pk}", table)
 
     def hides(self, pk: str) -> bool:

@@ -14,6 +14,7 @@ import servers
 from follow.tables import forget, make
 from sqlalchemy import Engine, make_url
 from sqlmodel import create_engine
+from waiting import until
 
 from sqlmodel_cache import SQLModelCache
 from sqlmodel_cache.follow import Follower
@@ -52,10 +53,7 @@ def outside(database: Engine, logical_url: str) -> Iterator[psycopg.Connection[A
 def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> float:
     """Wait until something outside this thread has happened; return after how many seconds."""
     began = time.monotonic()
-    while not condition():
-        passed = time.monotonic() - began
-        assert passed < seconds, f"not within {seconds} s"
-        time.sleep(0.005)
+    until(condition, seconds)
     return time.monotonic() - began
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
+import waiting
 from sqlalchemy import Engine
 from sqlmodel import Field, Session, SQLModel
 
@@ -50,12 +50,9 @@ def near() -> Near:
     return cache.near
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object]) -> None:
     """Wait for what a server, or the thread that listens to it, has to do."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happens"
-        time.sleep(0.001)
+    waiting.until(condition, seconds=20.0)
 
 
 def near_hits(engine: Engine, pk: int = 1) -> int:
