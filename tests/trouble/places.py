@@ -111,8 +111,8 @@ def hits(engine: Engine, pk: int, name: str) -> bool:
 
 
 def cached(engine: Engine, pk: int, name: str) -> None:
-    """Get a hero until it is a hit: a connection that broke may cost one get, a fill another."""
-    assert any(hits(engine, pk, name) for _ in range(4))
+    """Get a hero until it is a hit: one connection or fill may be lost, and a cache given up is asked after a second."""
+    until(lambda: hits(engine, pk, name))
 
 
 def owes() -> bool:
