@@ -17,6 +17,7 @@ help:
 	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
 	@echo 'make test20   the same on SQLAlchemy 2.0'
 	@echo 'make soak     ten minutes of readers, writers, others and faults, then followers killed; SOAK_SECONDS=60 for one'
+	@echo '              SOAK_TOPOLOGY=cluster or sentinel for the readers and writers on one of these'
 	@echo 'make bench    race every path against its floor, into docs/performance.md; BENCH_ARGS="in_process" for one'
 	@echo 'make compat   the test suites of SQLModel and SQLAlchemy themselves, with every class cached; COMPAT_ARGS="--suite sqlmodel"'
 	@echo 'make compat20 the same on SQLAlchemy 2.0'
@@ -37,10 +38,11 @@ test20: $(VENV20)/dev.stamp
 	$(VENV20)/bin/python -m pytest $(PYTEST_ARGS)
 
 SOAK_SECONDS ?= 600
+SOAK_TOPOLOGY ?= single
 SOAK_CHANGES ?= 1000000
 
 soak: $(VENV)/dev.stamp
-	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong --others followed
+	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong $(if $(filter single,$(SOAK_TOPOLOGY)),--others followed,--topology $(SOAK_TOPOLOGY))
 	$(VENV)/bin/python -m soak.following --changes $(SOAK_CHANGES) --kills 20
 
 COMPAT_ARGS ?=

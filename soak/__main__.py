@@ -23,6 +23,7 @@ def main() -> int:
         default="strong",
         help="the library, or a cache that deletes after commit, which must fail",
     )
+    parser.add_argument("--topology", choices=("single", "cluster", "sentinel"), default="single", help="of Redis")
     parser.add_argument(
         "--others",
         choices=("none", "followed", "unfollowed", "idle"),
@@ -32,7 +33,7 @@ def main() -> int:
     parser.add_argument("--bound", type=float, default=15.0, help="seconds that a follower may lag")
     parser.add_argument("--seed", type=int, default=secrets.randbits(16), help="of delays, faults and choices")
     options = parser.parse_args()
-    result = soak(options.mode, options.seconds, options.seed, options.others, options.bound)
+    result = soak(options.mode, options.seconds, options.seed, options.others, options.bound, options.topology)
     print(describe(result, options.mode, options.seed))
     return result.exit_code
 

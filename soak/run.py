@@ -6,7 +6,7 @@ import multiprocessing
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection as Pipe
@@ -128,7 +128,16 @@ class Crew:
             process.kill()
 
 
-def soak(mode: str, seconds: float, seed: int, others: str = "none", bound: float = 15.0) -> Result:
+TOPOLOGIES: dict[str, Callable[[], Any]] = {
+    "single": servers.RedisServer,
+    "cluster": servers.RedisCluster,
+    "sentinel": servers.RedisSentinel,
+}
+
+
+def soak(
+    mode: str, seconds: float, seed: int, others: str = "none", bound: float = 15.0, topology: str = "single"
+) -> Result:
     """Return what a soak of that many seconds finds. Where it must find something, it ends when it has.
 
     Args:
@@ -137,13 +146,14 @@ def soak(mode: str, seconds: float, seed: int, others: str = "none", bound: floa
         seed: of delays, faults and choices.
         others: "none"; "followed" for outsiders who write and followers, "unfollowed" for outsiders only, "idle" for
             followers only.
+        topology: of Redis; followers are only tried on a single server.
         bound: seconds that a follower may lag; without one, those after which outsiders' commits are owed.
     """
     result = Result()
     with _database(logical=others in ("followed", "idle")) as url:
         database_url = make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         engine = create_engine(database_url)
-        server = servers.RedisServer()
+        server = TOPOLOGIES[topology]()
         followers = Followers(url, server.url) if others in ("followed", "idle") else None
         try:
             tables.create(engine)

@@ -38,6 +38,39 @@ def redis_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def cluster_of_session() -> Iterator[servers.RedisCluster]:
+    """A real Redis Cluster; `cluster` gives it to a test in good order."""
+    cluster = servers.RedisCluster()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def sentinel_of_session() -> Iterator[servers.RedisSentinel]:
+    """A real master that sentinels watch over; `sentinel` gives it to a test in good order."""
+    sentinel = servers.RedisSentinel()
+    yield sentinel
+    sentinel.stop()
+
+
+@pytest.fixture
+def cluster(cluster_of_session: servers.RedisCluster) -> servers.RedisCluster:
+    """A Redis Cluster with all its nodes, and empty."""
+    cluster_of_session.settle()
+    for node in cluster_of_session.primaries:
+        node.say("FLUSHALL")
+    return cluster_of_session
+
+
+@pytest.fixture
+def sentinel(sentinel_of_session: servers.RedisSentinel) -> servers.RedisSentinel:
+    """A master, its replica and three sentinels, all of one mind, and empty."""
+    sentinel_of_session.settle()
+    sentinel_of_session.master().say("FLUSHALL")
+    return sentinel_of_session
+
+
+@pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A real PostgreSQL."""
     with servers.postgres_url() as url:

@@ -88,6 +88,8 @@ SIGNATURES = {
         "encryption_key": None,
         "hash_keys": False,
         "wait_replicas": 0,
+        "timeout": 0.05,
+        "commit_timeout": 1.0,
     },
     "get_many": {
         "session": inspect.Parameter.empty,
@@ -166,10 +168,10 @@ def test_cache_config_fields() -> None:
 
 @pytest.mark.parametrize("transport", [RedisSyncTransport, RedisAsyncTransport])
 def test_redis_transports_take_a_client(transport: type) -> None:
-    """`RedisSyncTransport(client)`: the client by position, all else by name."""
+    """`RedisSyncTransport(client)`: the client by position, all else by name, by default as `configure()` says."""
     parameters = inspect.signature(transport).parameters
     assert list(parameters) == ["client", "timeout", "commit_timeout", "check_server"]
-    assert [parameters[name].default for name in ("timeout", "commit_timeout")] == [0.25, 1.0]
+    assert [parameters[name].default for name in ("timeout", "commit_timeout")] == [None, None]
 
 
 def test_errors_have_one_base() -> None:

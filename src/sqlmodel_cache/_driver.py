@@ -46,7 +46,6 @@ class Driver:
         execute: returns the cache's reply to an effect, waiting in the way that fits the caller. Raises
             TransportError when the cache does not answer, or has not answered so often that it is not asked, and
             ConfigurationError when no transport serves this kind of session.
-        read_seconds: how long one read may wait for the cache in all: as long as its transport waits for one reply.
     """
 
     def __init__(
@@ -70,10 +69,6 @@ class Driver:
         self._nobody = Keys((f"{prefix}:{{-}}:-",), ())
         self._loop: asyncio.AbstractEventLoop | None = None  # the last one in which the cache did not answer
         self._owe_to(Debts())
-        given = [
-            getattr(transport, "timeout_ms", math.inf) for transport in (sync_transport, async_transport) if transport
-        ]
-        self.read_seconds = max(given, default=math.inf) / 1000
         self._replicas = replicas
         self.execute: Callable[[Effect[Any]], Any] = self._execute
         self._serves_all = sync_transport is not None and not sync_transport.blocking
@@ -83,6 +78,12 @@ class Driver:
         if near is not None:
             self.execute = _with_near(near, self.execute)
             self._alone = _with_near(near, self._perform_alone)
+
+    @property
+    def read_seconds(self) -> float:
+        """How long one read may wait for the cache in all: as long as its transport waits for one reply."""
+        transports = [transport for transport in (self.sync_transport, self.async_transport) if transport is not None]
+        return max((getattr(transport, "timeout_ms", math.inf) for transport in transports), default=math.inf) / 1000
 
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""

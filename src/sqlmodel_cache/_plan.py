@@ -10,7 +10,7 @@ Two rules keep an abandoned plan harmless: a plan recovers with `except Exceptio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeAlias, TypeVar
 
 R = TypeVar("R")
@@ -46,6 +46,24 @@ def run(plan: Plan[T], execute: Callable[[Effect[Any]], Any]) -> T:
         while True:
             try:
                 reply = execute(effect)
+            except Exception as error:
+                effect = plan.throw(error)
+            else:
+                effect = plan.send(reply)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    finally:
+        plan.close()
+
+
+async def arun(plan: Plan[T], execute: Callable[[Effect[Any]], Awaitable[Any]]) -> T:
+    """`run`, with an `execute` that is awaited."""
+    try:
+        effect = next(plan)
+        while True:
+            try:
+                reply = await execute(effect)
             except Exception as error:
                 effect = plan.throw(error)
             else:

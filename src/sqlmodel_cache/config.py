@@ -23,6 +23,9 @@ Key: TypeAlias = bytes | str
 
 CONFIG_ATTRIBUTE = "__cache_config__"
 
+TIMEOUT = 0.05  # seconds that a read of the cache may take
+COMMIT_TIMEOUT = 1.0  # seconds that an invalidation around a commit may take
+
 MAX_TTL_MS = 10 * 365 * 24 * 3600 * 1000  # ten years: a longer one is a mistake in the unit
 
 
@@ -236,6 +239,8 @@ class Settings:
     encryption_key: Key | Sequence[Key] | None = field(default=None, repr=False)
     hash_keys: bool | Literal["rollout"] = False
     wait_replicas: int = 0
+    timeout: Duration = TIMEOUT
+    commit_timeout: Duration = COMMIT_TIMEOUT
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -257,6 +262,8 @@ class Settings:
             raise ConfigurationError("near_cache", self.near_cache, "give NearCache(max_rows=..., max_age=...) or None")
         if type(self.wait_replicas) is not int or self.wait_replicas < 0:
             raise ConfigurationError("wait_replicas", self.wait_replicas, "give the number of replicas, or 0")
+        milliseconds("timeout", self.timeout)
+        milliseconds("commit_timeout", self.commit_timeout)
         if self.snapshot_reads not in ("requested", "database"):
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
         if type(self.max_payload_bytes) is not int or self.max_payload_bytes < 1:
@@ -274,6 +281,16 @@ class Settings:
     def fill_wait_ms(self) -> int:
         """How long a reader waits for another's fill in milliseconds; 0 when it does not."""
         return 0 if self.fill_wait is None else milliseconds("fill_wait", self.fill_wait)
+
+    @property
+    def timeout_ms(self) -> int:
+        """The time-out of a read of the cache in milliseconds."""
+        return milliseconds("timeout", self.timeout)
+
+    @property
+    def commit_timeout_ms(self) -> int:
+        """The time-out of an invalidation around a commit in milliseconds."""
+        return milliseconds("commit_timeout", self.commit_timeout)
 
     @property
     def fence_ttl_ms(self) -> int:

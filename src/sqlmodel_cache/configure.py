@@ -15,7 +15,7 @@ from . import _sqlalchemy
 from ._entities import Entities
 from ._queries import Queries
 from .cache import Cache
-from .config import Duration, Key, Namespace, NearCache, Settings, milliseconds
+from .config import COMMIT_TIMEOUT, TIMEOUT, Duration, Key, Namespace, NearCache, Settings, milliseconds
 from .errors import ConfigurationError
 from .explanation import Explanation, explain
 from .metrics import Stats
@@ -68,6 +68,8 @@ class SQLModelCache:
         encryption_key: Key | Sequence[Key] | None = None,
         hash_keys: bool | Literal["rollout"] = False,
         wait_replicas: int = 0,
+        timeout: Duration = TIMEOUT,
+        commit_timeout: Duration = COMMIT_TIMEOUT,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -101,6 +103,9 @@ class SQLModelCache:
             wait_replicas: how many replicas of Redis must have a commit's fence before the database's COMMIT is sent:
                 all that may be promoted. A fence that they do not have in half a second could not be set, and
                 `on_unreachable` decides. docs/operations.md says what it is worth.
+            timeout: seconds that one read of the cache may take, before it counts as a miss. A Redis transport that
+                was made with a time-out of its own keeps it.
+            commit_timeout: seconds that one attempt to invalidate may take, before and after a COMMIT; as above.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
@@ -125,9 +130,16 @@ class SQLModelCache:
             encryption_key=encryption_key,
             hash_keys=hash_keys,
             wait_replicas=wait_replicas,
+            timeout=timeout,
+            commit_timeout=commit_timeout,
         )
+        if settings.wait_replicas and any(getattr(side, "is_cluster", False) for side in (sync_side, async_side)):
+            raise ConfigurationError("wait_replicas", wait_replicas, "not with a Redis Cluster: give 0")
         cache = Cache(settings, sync_side, async_side)
         cache.entities.check()
+        for side in (sync_side, async_side):
+            if isinstance(side, RedisSyncTransport | RedisAsyncTransport):
+                side.limit(settings.timeout_ms, settings.commit_timeout_ms)
         with cls._lock:
             previous = cls._cache
             cls._remove()

@@ -7,11 +7,15 @@ With writers outside the library it finds nothing while a follower runs, and som
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+LONG = os.environ.get("SQLMODEL_CACHE_LONG") == "1"
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,6 +36,25 @@ def test_soak_finds_nothing_stale() -> None:
     faults = ("writers killed", "Redis flushed", "Redis restarted empty", "Redis paused")
     assert all(figures[fault] for fault in faults)
     assert figures["reads"] > figures["writes"] > 0
+
+
+TOPOLOGIES = {
+    "cluster": ("slots moved", "failed over", "primaries killed", "writers killed"),
+    "sentinel": ("masters killed", "writers killed"),
+}
+
+
+@pytest.mark.parametrize("topology", ["cluster", *(["sentinel"] if LONG else [])])
+def test_soak_of_several_servers_finds_nothing_stale(topology: str) -> None:
+    """Slots move under load, primaries are failed over and killed: no read is stale, and no call raises.
+
+    Commits are refused, with `on_unreachable="refuse"`, while nobody serves their slots.
+    """
+    code, figures = soak("--seconds", "60" if LONG else "8", "--mode", "strong", "--seed", "1", "--topology", topology)
+    assert code == 0
+    assert figures["stale reads"] == figures["phantom reads"] == figures["permanent stale rows"] == 0
+    assert all(figures[fault] for fault in TOPOLOGIES[topology])
+    assert figures["reads"] > figures["writes"] > figures["refused"]
 
 
 def test_soak_sees_a_naive_cache_fail() -> None:

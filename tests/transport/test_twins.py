@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
-import redis.sentinel
 from transport.backends import ENTRY, FINGERPRINT, PAYLOAD, ROW, TTL_MS, id_of
 
-from sqlmodel_cache import ConfigurationError, MemoryTransport, RedisAsyncTransport, RedisSyncTransport
+from sqlmodel_cache import (
+    ConfigurationError,
+    MemoryTransport,
+    RedisAsyncTransport,
+    RedisSyncTransport,
+    SQLModelCache,
+)
 from sqlmodel_cache._effects import Begin, Fill, Hit, Lease, Lookup
+from sqlmodel_cache._plan import Effect
 from sqlmodel_cache.transport import AsyncTransport, SyncTransport
 from sqlmodel_cache.transport.redis import from_url
 
 LEASE = Lease(ENTRY, FINGERPRINT, id_of("lease"))
 LOOKUP = Lookup(ENTRY, FINGERPRINT)
+BEGIN = Begin(ROW, id_of("token"), 60_000)
 
 ADDRESS = {"host": "cache.test", "port": 6380, "db": 3, "username": "app", "password": "secret", "client_name": "web"}
 TLS = {
@@ -59,7 +67,7 @@ def test_twin_has_the_same_settings(name: str, to_async: bool) -> None:
     options, kinds = CASES[name]
     given, twin = _pair(to_async, options)
     assert isinstance(twin, RedisAsyncTransport if to_async else RedisSyncTransport)
-    assert (twin.timeout_ms, twin.commit_timeout_ms) == (500, 3_000)
+    assert (twin.limits.timeout_ms, twin.limits.commit_timeout_ms) == (500, 3_000)
     pool = twin.client.connection_pool
     assert pool.connection_class is kinds[to_async]
     theirs = given.client.connection_pool.connection_kwargs
@@ -90,7 +98,7 @@ def test_clients_of_a_url_share_a_server(redis_url: str, redis_client: redis.Red
     sync, twin = from_url(redis_url)
     granted = sync.execute(LEASE)
     assert sync.execute(Fill(ENTRY, granted, FINGERPRINT, PAYLOAD, TTL_MS)) is True
-    assert asyncio.run(_lease_and_close(twin)) == Hit(PAYLOAD)
+    assert asyncio.run(_execute_and_close(twin, LEASE)) == Hit(PAYLOAD)
     assert redis_client.exists(ENTRY.row)
     sync.close()
 
@@ -139,7 +147,7 @@ def test_client_of_the_wrong_kind_is_refused(kind: Any, client: object, hint: st
 
 
 @pytest.mark.parametrize("argument", ["timeout", "commit_timeout"])
-@pytest.mark.parametrize("value", [0, -1, float("nan"), "1", True, None])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "1", True])
 def test_timeout_that_is_none_is_refused(argument: str, value: object) -> None:
     """Time-outs are positive durations in seconds."""
     wrong: Any = {argument: value}
@@ -147,6 +155,59 @@ def test_timeout_that_is_none_is_refused(argument: str, value: object) -> None:
         with pytest.raises(ConfigurationError) as raised:
             build()
         assert raised.value.argument == argument
+
+
+@pytest.mark.parametrize("to_async", [True, False])
+def test_configure_says_the_time_outs_that_no_constructor_did(to_async: bool, redis_url: str) -> None:
+    """Unconfigured, a transport has `configure()`'s defaults; what its constructor was told stays, in its twin, too."""
+    kind: Any = RedisSyncTransport if to_async else RedisAsyncTransport
+    make: Any = redis.Redis.from_url if to_async else redis.asyncio.Redis.from_url
+    told, free = kind(make(redis_url), timeout=7, commit_timeout=30), kind(make(redis_url))
+    assert [(each.limits.timeout_ms, each.limits.commit_timeout_ms) for each in (told, free)] == [
+        (7_000, 30_000),
+        (50, 1_000),
+    ]
+    for each in (told, told.twin(), free, free.twin()):
+        each.limit(20_000, 30_000)
+        assert each.limits.timeout_ms == (7_000 if each.limits.fixed else 20_000)
+        assert each.limits.commit_timeout_ms == 30_000
+        if isinstance(each, RedisSyncTransport):
+            settings = [wire._client.connection_pool.connection_kwargs for wire in (each._reads, each._commits)]
+            assert [own["socket_timeout"] for own in settings] == [each.limits.timeout_ms / 1000, 30]
+            assert each.execute(BEGIN) is None
+            each.close()
+        else:
+            assert asyncio.run(_execute_and_close(each, BEGIN)) is None
+
+
+def test_configure_hands_its_time_outs_to_both_transports(redis_url: str) -> None:
+    """`configure(timeout=..., commit_timeout=...)` reaches the given transport and its twin."""
+    transport = RedisSyncTransport(redis.Redis.from_url(redis_url))
+    SQLModelCache.configure(transport, timeout=0.3, commit_timeout=timedelta(seconds=4))
+    driver: Any = SQLModelCache._cache.driver  # type: ignore[union-attr]
+    for side in (transport, driver.sync_transport, driver.async_transport):
+        assert (side.limits.timeout_ms, side.limits.commit_timeout_ms) == (300, 4_000)
+    with pytest.raises(ConfigurationError, match="commit_timeout"):
+        SQLModelCache.configure(transport, timeout=9, commit_timeout=0)
+    assert transport.limits.timeout_ms == 300
+
+
+def test_time_outs_change_for_a_loop_that_is_in_use(redis_url: str) -> None:
+    """What `configure()` says holds at once, also in an event loop that has used the transport before."""
+    transport = RedisAsyncTransport(redis.asyncio.Redis.from_url(redis_url), commit_timeout=30)
+
+    async def use() -> tuple[int, int]:
+        transport.limit(9_000, 1)
+        before = transport._here().limits.timeout_ms
+        await transport.aexecute(LOOKUP)
+        transport.limit(8_000, 1)
+        assert await transport.aexecute(BEGIN) is None
+        after = transport._here().limits.timeout_ms
+        await transport.aclose()
+        await transport.client.aclose()
+        return before, after
+
+    assert asyncio.run(use()) == (9_000, 8_000)
 
 
 def test_connections_without_a_known_twin_are_refused() -> None:
@@ -161,13 +222,16 @@ def test_connections_without_a_known_twin_are_refused() -> None:
     assert raised.value.argument == "transport"
 
 
-def test_pool_that_knows_more_than_its_settings_is_used_as_it_is() -> None:
-    """A sentinel's pool finds its master itself: the transport takes no copy of it."""
-    pool = redis.sentinel.SentinelConnectionPool("master", redis.sentinel.Sentinel([]))
-    client = redis.Redis(connection_pool=pool)
+def test_pool_of_a_class_of_the_users_own_is_used_as_it_is() -> None:
+    """Such a pool may know more than its settings say: the transport takes no copy of it."""
+
+    class Own(redis.ConnectionPool):
+        pass
+
+    client = redis.Redis(connection_pool=Own())
     transport = RedisSyncTransport(client)
-    assert transport._reads is client
-    assert transport._commits is client
+    assert transport._reads._client is client
+    assert transport._commits._client is client
     transport.close()
 
 
@@ -187,11 +251,10 @@ def test_given_client_keeps_its_settings_and_its_connections(redis_url: str) -> 
 def test_each_event_loop_has_its_own_connections(redis_url: str) -> None:
     """One async transport serves event loops one after the other and side by side; a loop that is gone is forgotten."""
     transport = RedisAsyncTransport(redis.asyncio.Redis.from_url(redis_url), timeout=10, commit_timeout=10)
-    begin = Begin(ROW, id_of("token"), 60_000)
 
     async def use() -> None:
         for _ in range(3):
-            assert await transport.aexecute(begin) is None
+            assert await transport.aexecute(BEGIN) is None
         await transport.aclose()
         await transport.client.aclose()
 
@@ -227,9 +290,10 @@ def test_transports_are_what_they_say() -> None:
     assert MemoryTransport().blocking is False
 
 
-async def _lease_and_close(transport: RedisAsyncTransport) -> Any:
-    found = await transport.aexecute(LEASE)
+async def _execute_and_close(transport: RedisAsyncTransport, effect: Effect[Any]) -> Any:
+    found = await transport.aexecute(effect)
     await transport.aclose()
+    await transport.client.aclose()
     return found
 
 

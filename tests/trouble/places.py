@@ -111,7 +111,7 @@ def hits(engine: Engine, pk: int, name: str) -> bool:
 
 
 def cached(engine: Engine, pk: int, name: str) -> None:
-    """Get a hero until it is a hit: one connection or fill may be lost, and a cache given up is asked after a second."""
+    """Get a hero until it is a hit: one fill may be lost, and a cache given up is asked again after a second."""
     until(lambda: hits(engine, pk, name))
 
 

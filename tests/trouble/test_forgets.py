@@ -234,7 +234,7 @@ def test_connection_forgets_its_server_when_it_is_closed(place: Place) -> None:
         granted = transport.execute(LEASE)
         transport.execute(Fill(ENTRY, granted, FINGERPRINT, PAYLOAD, TTL_MS))
         if name == "two":
-            [connection] = transport._reads.connection_pool._available_connections
+            [connection] = transport._reads._client.connection_pool._available_connections
             assert transport.execute(LOOKUP) == PAYLOAD
             connection.disconnect()
             assert transport.execute(LOOKUP) is None

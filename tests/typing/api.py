@@ -88,6 +88,8 @@ def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis)
         fence_ttl=30,
         on_unreachable="refuse",
         snapshot_reads="database",
+        timeout=0.1,
+        commit_timeout=timedelta(seconds=2),
         max_payload_bytes=100_000,
         encryption_key=[b"0" * 32, "base64 text"],
     )

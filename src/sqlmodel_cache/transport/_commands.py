@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from redis.exceptions import NoScriptError
 
@@ -43,6 +43,8 @@ SHARD = 1 + 16  # bytes of a table's key before its version: a letter, and the s
 MAX_KEYS = 1_000  # of one MGET: Redis answers nobody else meanwhile
 MAX_COMMANDS = 1_000  # of one pipeline: the client and the server hold all its replies at once
 WAIT_MS = 500  # for replicas; the commit's own time-out may end it earlier
+
+T = TypeVar("T")
 
 Words: TypeAlias = Sequence[Any]
 """A command as the client sends it."""
@@ -230,18 +232,21 @@ class Parcel(NamedTuple):
     places: list[Place | slice | TransportError]
 
 
-def pack(effects: Sequence[Effect[Any]]) -> Parcel:
-    """Return several effects as one list of commands. Look-ups share an MGET, in which each key stands once."""
+def pack(effects: Sequence[Effect[Any]], *, by_slot: bool = False) -> Parcel:
+    """Return several effects as one list of commands. Look-ups share an MGET, in which each key stands once.
+
+    `by_slot` gives each slot an MGET of its own: a cluster's node refuses keys of several, even if all are its own.
+    """
     commands: list[Command] = []
     places: list[Place | slice | TransportError] = []
-    at: dict[str, int] = {}  # key -> its position in the MGET that is being made
-    mget = -1
+    mgets: dict[str, tuple[int, dict[str, int]]] = {}  # slot -> the MGET being made, and each key's position in it
     for effect in effects:
         if type(effect) is Lookup:
             row, table = effect.entry
+            slot = _keys.slot_tag(table) if by_slot else ""
+            mget, at = mgets.get(slot, (-1, {}))
             if mget < 0 or len(at) + 2 > MAX_KEYS:
-                at = {}
-                mget = len(commands)
+                mget, at = mgets[slot] = len(commands), {}
                 commands.append(Command(None, at, ()))
             places.append(Place(mget, at.setdefault(row, len(at)), at.setdefault(table, len(at))))
             continue
@@ -272,6 +277,40 @@ def _reply(effect: Any, place: Place | slice | TransportError, parcel: Parcel, r
         return place
     except TransportError as error:
         return error
+
+
+# One command as several
+
+
+def apart(command: Command) -> list[Command]:
+    """Return a command as one for each of its keys; a lease as none, since it needs both of its keys."""
+    script, keys, args = command
+    if script is LEASE:
+        return []
+    if script in (BEGIN, END):  # their last argument is how many of the keys are rows
+        *others, rows = args
+        return [Command(script, (key,), (*others, int(at < int(rows)))) for at, key in enumerate(keys)]
+    return [Command(script, (key,), args) for key in keys]
+
+
+def joined(command: Command, replies: Sequence[Any]) -> Any:
+    """Return a command's reply from those to its parts."""
+    if command.script is LEASE:
+        return [b"fenced", b""]
+    failures = [reply for reply in replies if isinstance(reply, Exception)]
+    if failures:
+        return failures[0]
+    if command.script is None:
+        return _gathered(command, replies)
+    return replies[0] if all(reply == replies[0] for reply in replies) else list(replies)
+
+
+def _gathered(command: Command, replies: Sequence[Any]) -> Any:
+    """Return the reply to an MGET from those to its keys: who has the table's key answers for what is valid there."""
+    signed = [unsigned(reply) for reply in replies]
+    found = [value for _, values in signed for value in values]
+    signers = [server for key, (server, _) in zip(command.keys, signed, strict=True) if key.endswith("}")]
+    return (signers[0], found) if signers and signers[0] is not ANY else found
 
 
 # The words of a command
@@ -317,6 +356,6 @@ def repeats(commands: Sequence[Command], replies: Sequence[Any]) -> dict[int, Wo
     return again
 
 
-def portions(lines: Sequence[Words]) -> Iterable[Sequence[Words]]:
-    """Return the lines in pipelines of a bounded size."""
+def portions(lines: Sequence[T]) -> Iterable[Sequence[T]]:
+    """Return the lines, or commands, in pipelines of a bounded size."""
     return (lines[at : at + MAX_COMMANDS] for at in range(0, len(lines), MAX_COMMANDS))

@@ -1,7 +1,8 @@
-"""The Redis transport: two thin clients around the commands of `_commands.py`.
+"""The Redis transports: one server, a sentinel's master or a cluster, behind the same two classes.
 
 The sync transport opens a pool of its own with the given client's settings, short time-outs and no retries: the
 protocol repeats what it must, with a new id. The async one bounds the given client's calls with `asyncio.timeout`.
+Of a sentinel's or a cluster's client, both take the settings only.
 """
 
 from __future__ import annotations
@@ -9,49 +10,69 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import redis
 import redis.asyncio
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
+import redis.asyncio.cluster
+import redis.cluster
+from redis.exceptions import ClusterCrossSlotError, RedisError
 
 from .._effects import Begin, End, Fill, Lease, Lookup, Resign, Together
 from .._plan import Effect
-from ..config import Duration, flag, milliseconds
+from ..config import COMMIT_TIMEOUT, TIMEOUT, Duration, flag, milliseconds
 from ..errors import ConfigurationError
-from . import _commands
+from . import _clients, _commands
 from ._batches import Batches
-from ._commands import Command, Words
-from ._servers import plain, signing, signing_async
+from ._clients import Members
+from ._cluster import Slots
+from ._wires import TROUBLE, AsyncCluster, AsyncServer, Cluster, Server
 
-# What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
-_TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError)
+SyncClient: TypeAlias = redis.Redis | redis.cluster.RedisCluster
+AsyncClient: TypeAlias = redis.asyncio.Redis | redis.asyncio.cluster.RedisCluster
 
-# Connection settings that mean the same to redis-py's sync and async connections.
-_SHARED_SETTINGS = frozenset(
-    """host port db username password path client_name protocol credential_provider encoding encoding_errors
-    socket_keepalive socket_keepalive_options socket_type health_check_interval
-    ssl_keyfile ssl_certfile ssl_cert_reqs ssl_ca_certs ssl_ca_path ssl_ca_data ssl_check_hostname ssl_password
-    ssl_min_version ssl_ciphers ssl_include_verify_flags ssl_exclude_verify_flags""".split()  # noqa: SIM905
-)
 
-_TWINS: tuple[tuple[type, type], ...] = (
-    (redis.SSLConnection, redis.asyncio.SSLConnection),
-    (redis.UnixDomainSocketConnection, redis.asyncio.UnixDomainSocketConnection),
-    (redis.Connection, redis.asyncio.Connection),
-)
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a transport waits for replies, in milliseconds; `fixed` are those that its constructor was told."""
+
+    timeout_ms: int
+    commit_timeout_ms: int
+    fixed: frozenset[str]
+
+    @classmethod
+    def of(cls, timeout: Duration | None, commit_timeout: Duration | None) -> Limits:
+        """Return a constructor's arguments, with defaults for those that are None."""
+        given = {"timeout": timeout, "commit_timeout": commit_timeout}
+        return cls(
+            milliseconds("timeout", TIMEOUT if timeout is None else timeout),
+            milliseconds("commit_timeout", COMMIT_TIMEOUT if commit_timeout is None else commit_timeout),
+            frozenset(name for name, value in given.items() if value is not None),
+        )
+
+    def told(self, timeout_ms: int, commit_timeout_ms: int) -> Limits:
+        """Return these limits with others in the place of those that are not fixed."""
+        if "timeout" in self.fixed:
+            timeout_ms = self.timeout_ms
+        if "commit_timeout" in self.fixed:
+            commit_timeout_ms = self.commit_timeout_ms
+        return Limits(timeout_ms, commit_timeout_ms, self.fixed)
+
+    def seconds(self, *, commit: bool) -> float:
+        """Return the time-out of a read, or of a commit's invalidation, in seconds."""
+        return (self.commit_timeout_ms if commit else self.timeout_ms) / 1000
 
 
 class RedisSyncTransport:
     """Cached rows in Redis, for `Session`.
 
     Args:
-        client: a `redis.Redis`. Its settings are used; its time-outs, retries and decoding are not, and it stays
-            yours to close.
-        timeout: seconds that one read of the cache may take.
-        commit_timeout: seconds that one invalidation around a commit may take.
+        client: a `redis.Redis`, a sentinel's `master_for(...)` or a `redis.cluster.RedisCluster`. Its settings are
+            used; its time-outs, retries and decoding are not, and it stays yours to close. A client on a pool class
+            of your own is used as it is, time-outs included.
+        timeout: seconds that one read of the cache may take; None means what `configure()` says.
+        commit_timeout: seconds that one invalidation around a commit may take; None as above.
         check_server: whether a value is valid only on the server, and in that run of it, under which it was stored:
             a restored or promoted server serves nothing that it may have missed the invalidation of. False where one
             connection speaks to several servers: through a proxy that spreads keys or reads.
@@ -64,143 +85,128 @@ class RedisSyncTransport:
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: SyncClient,
         *,
-        timeout: Duration = 0.25,
-        commit_timeout: Duration = 1.0,
+        timeout: Duration | None = None,
+        commit_timeout: Duration | None = None,
         check_server: bool = True,
     ) -> None:
-        if not isinstance(client, redis.Redis):
-            raise ConfigurationError("client", client, _wrong_client(client, "redis.Redis", "RedisAsyncTransport"))
-        self.client = client
-        self.timeout_ms = milliseconds("timeout", timeout)
-        self.commit_timeout_ms = milliseconds("commit_timeout", commit_timeout)
+        _clients.check(client, to_async=False)
+        self.client: Any = client
+        self.limits = Limits.of(timeout, commit_timeout)
         self.check_server = flag("check_server", check_server)
-        self._reads: Any = _bounded(client, self.timeout_ms, signs=self.check_server)
-        self._commits: Any = _bounded(client, self.commit_timeout_ms, signs=False)
+        self._members = Members.of(client) if _clients.is_cluster(client) else None
+        self._slots = _slots(self._members)
+        self._by_slot = self._members is not None
+        self._open()
+
+    def _open(self) -> None:
+        self._reads = self._wire(commit=False)
+        self._commits = self._wire(commit=True)
+
+    def _wire(self, *, commit: bool) -> Server | Cluster:
+        timeout = self.limits.seconds(commit=commit)
+        if self._members is None:
+            return Server(self.client, timeout, signs=self.check_server and not commit)
+        return Cluster(self._members, self._slots, timeout, signs=self.check_server and not commit)
+
+    @property
+    def timeout_ms(self) -> int:
+        """How long one read may take, in milliseconds."""
+        return self.limits.timeout_ms
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether it speaks to the nodes of a cluster."""
+        return self._members is not None
+
+    def limit(self, timeout_ms: int, commit_timeout_ms: int) -> None:
+        """Take the time-outs that `configure()` says, where the constructor was told none."""
+        limits = self.limits.told(timeout_ms, commit_timeout_ms)
+        if limits != self.limits:
+            self.close()
+            self.limits = limits
+            self._open()
 
     def execute(self, effect: Effect[Any]) -> Any:
         """Return the effect's reply; raises TransportError when Redis does not give one in time."""
         try:
             if type(effect) is Lookup:  # the one that every hit pays for
-                reply = self._reads.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
-                return _commands.found(effect, reply)
-            client = self._commits if _is_commit(effect) else self._reads
+                return _commands.found(effect, self._reads.ask(effect))
+            wire = self._commits if _is_commit(effect) else self._reads
             if type(effect) is Together:
-                parcel = _commands.pack(effect.effects)
-                replies = self._send(client, parcel.commands)
-                return tuple(_commands.unpack(effect.effects, parcel, replies))
-            return _commands.decode(effect, self._send(client, _commands.encode(effect)))
-        except _TROUBLE as error:
+                return tuple(self._together(wire, effect.effects))
+            return _commands.decode(effect, wire.send(_commands.encode(effect)))
+        except TROUBLE as error:
             raise _commands.failed(effect, error) from error
 
-    def _send(self, client: Any, commands: list[Command]) -> list[Any]:
-        """Return the replies to commands; what the server refuses replies with its error."""
-        replies = self._post(client, [_commands.words(command) for command in commands])
-        again = _commands.repeats(commands, replies)
-        if again:
-            for at, reply in zip(again, self._post(client, list(again.values())), strict=True):
-                replies[at] = reply
-        return replies
-
-    def _post(self, client: Any, lines: Sequence[Words]) -> list[Any]:
-        if len(lines) == 1:
-            try:
-                return [client.execute_command(*lines[0], NEVER_DECODE=True)]
-            except ResponseError as error:
-                return [error]
-        replies: list[Any] = []
-        for portion in _commands.portions(lines):
-            with client.pipeline(transaction=False) as pipe:
-                for line in portion:
-                    pipe.execute_command(*line, NEVER_DECODE=True)
-                replies += pipe.execute(raise_on_error=False)
-        return replies
+    def _together(self, wire: Server | Cluster, effects: Sequence[Effect[Any]]) -> list[Any]:
+        parcel = _commands.pack(effects, by_slot=self._by_slot)
+        replies = wire.send(parcel.commands)
+        if _crossed(replies) and not self._by_slot:
+            self._by_slot = True
+            return self._together(wire, effects)
+        return _commands.unpack(effects, parcel, replies)
 
     def close(self) -> None:
         """Close the connections that the transport opened; the given client stays open."""
-        for own in (self._reads, self._commits):
-            if own is not self.client:
-                own.connection_pool.disconnect()
+        self._reads.close()
+        self._commits.close()
 
     def twin(self) -> RedisAsyncTransport:
-        """Return an async transport to the same server, with a client of its own in every event loop."""
-        twin = RedisAsyncTransport(
-            _twin_client(self.client, to_async=True),
-            timeout=self.timeout_ms / 1000,
-            commit_timeout=self.commit_timeout_ms / 1000,
-            check_server=self.check_server,
-        )
+        """Return an async transport to the same servers, with a client of its own in every event loop."""
+        twin = RedisAsyncTransport(_clients.twin_client(self.client, to_async=True), check_server=self.check_server)
+        twin.limits = self.limits
         twin._given_away = True
         return twin
 
 
 class _Loop:
-    """The client of one event loop, and the batches that go through it. Times are in seconds."""
+    """The connections of one event loop, and the batches that go through them."""
 
-    def __init__(self, client: Any, timeout: float, commit_timeout: float) -> None:
-        self.client = client
+    def __init__(self, wire: AsyncServer | AsyncCluster, limits: Limits) -> None:
+        self.wire = wire
+        self.limits = limits
         self.batches = Batches(self.execute, self.execute_all)
-        self._timeout = timeout
-        self._commit_timeout = commit_timeout
+        self._by_slot = wire.by_slot
 
     async def execute(self, effect: Effect[Any]) -> Any:
         """Return the effect's reply."""
         try:
-            async with asyncio.timeout(self._commit_timeout if _is_commit(effect) else self._timeout):
-                if type(effect) is Lookup:  # the one that every hit pays for
-                    reply = await self.client.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
-                    return _commands.found(effect, reply)
-                if type(effect) is Together:
-                    return tuple(await self._together(effect.effects))
-                return _commands.decode(effect, await self._send(_commands.encode(effect)))
-        except _TROUBLE as error:
+            if type(effect) is Lookup:  # the one that every hit pays for
+                return _commands.found(effect, await self.wire.ask(effect, self.limits.seconds(commit=False)))
+            timeout = self.limits.seconds(commit=_is_commit(effect))
+            if type(effect) is Together:
+                return tuple(await self._together(effect.effects, timeout))
+            return _commands.decode(effect, await self.wire.send(_commands.encode(effect), timeout))
+        except TROUBLE as error:
             raise _commands.failed(effect, error) from error
 
     async def execute_all(self, effects: Sequence[Effect[Any]]) -> list[Any]:
         """Return the reply to each of several effects of readers, or its TransportError."""
         try:
-            async with asyncio.timeout(self._timeout):
-                return await self._together(effects)
-        except _TROUBLE as error:
+            return await self._together(effects, self.limits.seconds(commit=False))
+        except TROUBLE as error:
             return [_commands.failed(effect, error) for effect in effects]
 
-    async def _together(self, effects: Sequence[Effect[Any]]) -> list[Any]:
-        parcel = _commands.pack(effects)
-        return _commands.unpack(effects, parcel, await self._send(parcel.commands))
-
-    async def _send(self, commands: list[Command]) -> list[Any]:
-        """Return the replies to commands; what the server refuses replies with its error."""
-        replies = await self._post([_commands.words(command) for command in commands])
-        again = _commands.repeats(commands, replies)
-        if again:
-            for at, reply in zip(again, await self._post(list(again.values())), strict=True):
-                replies[at] = reply
-        return replies
-
-    async def _post(self, lines: Sequence[Words]) -> list[Any]:
-        if len(lines) == 1:
-            try:
-                return [await self.client.execute_command(*lines[0], NEVER_DECODE=True)]
-            except ResponseError as error:
-                return [error]
-        replies: list[Any] = []
-        for portion in _commands.portions(lines):
-            async with self.client.pipeline(transaction=False) as pipe:
-                for line in portion:
-                    await _queued(pipe.execute_command(*line, NEVER_DECODE=True))
-                replies += await pipe.execute(raise_on_error=False)
-        return replies
+    async def _together(self, effects: Sequence[Effect[Any]], timeout: float) -> list[Any]:
+        parcel = _commands.pack(effects, by_slot=self._by_slot)
+        replies = await self.wire.send(parcel.commands, timeout)
+        if _crossed(replies) and not self._by_slot:
+            self._by_slot = True
+            return await self._together(effects, timeout)
+        return _commands.unpack(effects, parcel, replies)
 
 
 class RedisAsyncTransport:
     """Cached rows in Redis, for `AsyncSession`.
 
     Args:
-        client: a `redis.asyncio.Redis`; it stays yours to close. In an event loop other than the first that used
-            it, a client with the same settings takes its place.
-        timeout: seconds that one read of the cache may take.
-        commit_timeout: seconds that one invalidation around a commit may take.
+        client: a `redis.asyncio.Redis`, a sentinel's `master_for(...)` or a `redis.asyncio.cluster.RedisCluster`; it
+            stays yours to close. In an event loop other than the first that used it, a client with the same settings
+            takes its place; of a sentinel's or a cluster's client, the settings are used only.
+        timeout: seconds that one read of the cache may take; None means what `configure()` says.
+        commit_timeout: seconds that one invalidation around a commit may take; None as above.
         check_server: whether a value is valid only on the server, and in that run of it, under which it was stored:
             a restored or promoted server serves nothing that it may have missed the invalidation of. False where one
             connection speaks to several servers: through a proxy that spreads keys or reads.
@@ -211,20 +217,18 @@ class RedisAsyncTransport:
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        client: AsyncClient,
         *,
-        timeout: Duration = 0.25,
-        commit_timeout: Duration = 1.0,
+        timeout: Duration | None = None,
+        commit_timeout: Duration | None = None,
         check_server: bool = True,
     ) -> None:
-        if not isinstance(client, redis.asyncio.Redis):
-            raise ConfigurationError(
-                "client", client, _wrong_client(client, "redis.asyncio.Redis", "RedisSyncTransport")
-            )
-        self.client = client
-        self.timeout_ms = milliseconds("timeout", timeout)
-        self.commit_timeout_ms = milliseconds("commit_timeout", commit_timeout)
+        _clients.check(client, to_async=True)
+        self.client: Any = client
+        self.limits = Limits.of(timeout, commit_timeout)
         self.check_server = flag("check_server", check_server)
+        self._members = Members.of(client) if _clients.is_cluster(client) else None
+        self._slots = _slots(self._members)
         # A connection belongs to the event loop that opened it, and so does a batch.
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
         self._given_away = False  # whether an event loop has taken `client`
@@ -239,33 +243,50 @@ class RedisAsyncTransport:
             return await here.batches.execute(effect)
         return await here.execute(effect)
 
+    def limit(self, timeout_ms: int, commit_timeout_ms: int) -> None:
+        """Take the time-outs that `configure()` says, where the constructor was told none."""
+        self.limits = self.limits.told(timeout_ms, commit_timeout_ms)
+        for here in list(self._loops.values()):
+            here.limits = self.limits
+
     def _here(self) -> _Loop:
         loop = asyncio.get_running_loop()
         here = self._loops.get(loop)
         if here is None:
-            client = _twin_client(self.client, to_async=True) if self._given_away else self.client
-            self._given_away = True
-            if self.check_server:
-                _sign(client)
-            here = self._loops[loop] = _Loop(client, self.timeout_ms / 1000, self.commit_timeout_ms / 1000)
+            here = self._loops[loop] = _Loop(self._wire(), self.limits)
         return here
+
+    def _wire(self) -> AsyncServer | AsyncCluster:
+        if self._members is not None:
+            return AsyncCluster(self._members, self._slots, signs=self.check_server)
+        given = not (self._given_away or _clients.is_own_to_be(self.client))
+        self._given_away = True
+        client = self.client if given else _clients.twin_client(self.client, to_async=True)
+        return AsyncServer(client, given=given, signs=self.check_server)
+
+    @property
+    def timeout_ms(self) -> int:
+        """How long one read may take, in milliseconds."""
+        return self.limits.timeout_ms
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether it speaks to the nodes of a cluster."""
+        return self._members is not None
 
     async def aclose(self) -> None:
         """Close the connections that the transport opened in this event loop; the given client stays open."""
         here = self._loops.pop(asyncio.get_running_loop(), None)
         if here is not None:
             await here.batches.drain()
-            if here.client is not self.client:
-                await here.client.connection_pool.disconnect()
+            await here.wire.close()
 
     def twin(self) -> RedisSyncTransport:
-        """Return a sync transport to the same server."""
-        return RedisSyncTransport(
-            _twin_client(self.client, to_async=False),
-            timeout=self.timeout_ms / 1000,
-            commit_timeout=self.commit_timeout_ms / 1000,
-            check_server=self.check_server,
-        )
+        """Return a sync transport to the same servers."""
+        twin = RedisSyncTransport(_clients.twin_client(self.client, to_async=False), check_server=self.check_server)
+        twin.limits = self.limits
+        twin._open()
+        return twin
 
 
 # What readers send. A commit's own effects are one round trip for all of its rows already.
@@ -278,10 +299,14 @@ def _is_commit(effect: Effect[Any]) -> bool:
     return type(effect) in (Begin, End)
 
 
-async def _queued(answer: Any) -> None:
-    """A pipeline's execute_command only queues, and is or is not a coroutine, depending on redis-py's release."""
-    if asyncio.iscoroutine(answer):
-        await answer
+def _crossed(replies: Sequence[Any]) -> bool:
+    """Return whether look-ups that share an MGET must not: the server is a cluster's, or a proxy in front of one."""
+    return any(isinstance(reply, ClusterCrossSlotError) for reply in replies)
+
+
+def _slots(members: Members | None) -> Slots:
+    # One map for all connections and event loops of a transport: what one of them learns, the others know.
+    return Slots(()) if members is None else Slots(members.seeds, members.remap)
 
 
 def from_url(url: str) -> tuple[RedisSyncTransport, RedisAsyncTransport]:
@@ -296,61 +321,3 @@ def from_url(url: str) -> tuple[RedisSyncTransport, RedisAsyncTransport]:
 def _without_password(url: str) -> str:
     head, at, tail = url.rpartition("@")
     return f"{head.partition('://')[0]}://***@{tail}" if at else url
-
-
-def _bounded(client: redis.Redis, timeout_ms: int, *, signs: bool) -> redis.Redis:
-    """Return a client with the same settings whose calls end within `timeout_ms` (each read of a reply).
-
-    Its connections sign their replies, or not: where a connection does not always speak to one server.
-    """
-    pool = client.connection_pool
-    if type(pool) not in (redis.ConnectionPool, redis.BlockingConnectionPool):
-        return client  # a sentinel's or a test's own pool knows more than its settings say
-    own = dict(pool.connection_kwargs)
-    own.update(socket_timeout=timeout_ms / 1000, socket_connect_timeout=timeout_ms / 1000)
-    own.update(retry=Retry(NoBackoff(), 0), retry_on_error=[], decode_responses=False)
-    own.pop("retry_on_timeout", None)
-    kind = signing(pool.connection_class) if signs else pool.connection_class
-    return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **own))
-
-
-# As above: a sentinel's or a test's own knows more than its settings say.
-_PLAIN_POOLS: tuple[Any, ...] = (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool)
-
-
-def _sign(client: Any) -> None:
-    """Let the connections that an async client opens from now on sign their replies to the transport."""
-    pool = client.connection_pool
-    if type(pool) in _PLAIN_POOLS:
-        pool.connection_class = signing_async(plain(pool.connection_class))
-
-
-def _twin_client(client: Any, *, to_async: bool) -> Any:
-    """Return a client of the other kind, or another event loop's, to the same server.
-
-    Raises:
-        ConfigurationError: the client's connections are of a class that has no known twin.
-    """
-    pool = client.connection_pool
-    kind = plain(pool.connection_class)
-    for pair in _TWINS:
-        if kind in pair:
-            connection_class = pair[to_async]
-            settings = {key: value for key, value in pool.connection_kwargs.items() if key in _SHARED_SETTINGS}
-            module: Any = redis.asyncio if to_async else redis
-            return module.Redis(connection_pool=module.ConnectionPool(connection_class=connection_class, **settings))
-    wanted, other = ("async", "async_transport") if to_async else ("sync", "transport")
-    raise ConfigurationError(
-        "transport",
-        client,
-        f"no {wanted} client can be derived from {kind.__name__} connections; "
-        f"give configure() both: transport=RedisSyncTransport(...), async_transport=RedisAsyncTransport(...) ({other} "
-        "is the one that is missing)",
-    )
-
-
-def _wrong_client(client: object, wanted: str, other: str) -> str:
-    kinds: dict[type, str] = {redis.Redis: "sync", redis.asyncio.Redis: "async"}
-    if any(isinstance(client, kind) for kind in kinds):
-        return f"give a {wanted}, or use {other}"
-    return f"give a {wanted}"

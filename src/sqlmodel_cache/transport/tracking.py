@@ -26,8 +26,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..errors import ConfigurationError
+from ._clients import SHARED_SETTINGS, TWINS
 from ._servers import plain
-from .redis import _SHARED_SETTINGS, _TWINS
 
 log = logging.getLogger("sqlmodel_cache")
 
@@ -298,17 +298,18 @@ _MORE = object()
 
 def _maker(client: Any, late: float) -> Callable[[], Any]:
     """Return what makes a connection with a client's settings, its protocol and time-outs excepted."""
-    pool = client.connection_pool
-    for pair in _TWINS:
+    pool = getattr(client, "connection_pool", client)  # a cluster's client has many
+    for pair in TWINS:
         if type(pool) in _POOLS and plain(pool.connection_class) in pair:
-            settings = {key: value for key, value in pool.connection_kwargs.items() if key in _SHARED_SETTINGS}
+            settings = {key: value for key, value in pool.connection_kwargs.items() if key in SHARED_SETTINGS}
             settings |= {"protocol": 3, "health_check_interval": 0, "retry": Retry(NoBackoff(), 0)}
             settings |= {"socket_timeout": late, "socket_connect_timeout": late}
             return lambda: pair[0](**settings)
+    made = getattr(pool, "connection_class", type(pool)).__name__
     raise ConfigurationError(
         "near_cache",
         client,
-        f"no connection for it can be derived from {type(pool).__name__} and {pool.connection_class.__name__} "
+        f"no connection for it can be derived from {type(pool).__name__} and {made} "
         "(Sentinel and Cluster are not supported yet); leave near_cache out, or give a transport whose client has a "
         "plain connection pool",
     )
