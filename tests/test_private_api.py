@@ -80,9 +80,9 @@ def test_transaction_that_a_get_begins_is_the_sessions_own() -> None:
     assert _sqlalchemy._BEGINS_LIGHTLY
     seen: list[tuple[dict[str, object], list[str], object]] = []
     for begin in (lambda session: session._autobegin_t(), _sqlalchemy.autobegin):
-        session, fired = Session(), []
+        session, fired = Session(), list[str]()
         for name in ("after_transaction_create", "after_transaction_end"):
-            event.listen(session, name, lambda session, transaction, name=name: fired.append(name))
+            event.listen(session, name, lambda *_, fired=fired, name=name: fired.append(name))
         begin(session)
         transaction = session.get_transaction()
         assert isinstance(transaction, SessionTransaction)

@@ -39,6 +39,7 @@ T = TypeVar("T")
 # `await_only` became `await_` in SQLAlchemy 2.1.
 _await: Any = getattr(_concurrency, "await_", None) or _concurrency.await_only
 in_greenlet: Callable[[], bool] = _concurrency.in_greenlet
+AsyncSession: Any = None
 try:
     import_module("greenlet")
 except ImportError:  # SQLAlchemy 2.1 needs it for asyncio only, and raises when it is asked without it
@@ -46,6 +47,8 @@ except ImportError:  # SQLAlchemy 2.1 needs it for asyncio only, and raises when
     def in_greenlet() -> bool:
         """Return False: there are none."""
         return False
+else:
+    AsyncSession = import_module("sqlalchemy.ext.asyncio").AsyncSession
 
 
 # `LazyLoader` became `_LazyLoader` in SQLAlchemy 2.1. There is one for each relationship and way to load it.
@@ -198,10 +201,10 @@ _CLOSED = _SessionCloseState.CLOSED
 _BEGINS_LIGHTLY = (
     _uses(
         SessionTransaction.__init__,
-        "TransactionalContext _trans_ctx_check session _connections _parent SessionTransactionOrigin BEGIN_NESTED nested "
-        "origin _close_state _SessionCloseState CLOSED sa_exc InvalidRequestError _nested_transaction SUBTRANSACTION "
-        "_previous_nested_transaction SessionTransactionState ACTIVE _state _take_snapshot _transaction dispatch "
-        "after_transaction_create",
+        "TransactionalContext _trans_ctx_check session _connections _parent SessionTransactionOrigin BEGIN_NESTED "
+        "nested origin _close_state _SessionCloseState CLOSED sa_exc InvalidRequestError _nested_transaction "
+        "_previous_nested_transaction SUBTRANSACTION SessionTransactionState ACTIVE _state _take_snapshot "
+        "_transaction dispatch after_transaction_create",
     )
     and _uses(
         SessionTransaction._take_snapshot,
@@ -259,6 +262,10 @@ class Maker:
         # Both of these would only put it there, the second in many more steps.
         setter: Any = mapper.class_.__setattr__
         self._sets_plainly = setter is object.__setattr__ or setter.__module__ == "sqlmodel.main"
+
+    def is_quiet(self, session: Session) -> bool:
+        """Return whether nobody listens to what `attach` does: a listener may load something, and wait for it."""
+        return not (self._manager.dispatch.load or session.dispatch.loaded_as_persistent) and self._sets_plainly
 
     def attach(self, session: Session, key: IdentityKey, values: dict[str, Any], path: Any = None) -> Any:
         """Return a new instance with these values, or the one that the session has meanwhile.
@@ -539,6 +546,10 @@ class Patches:
         original = owner.__dict__[name]
         self._replaced.append((owner, name, original))
         setattr(owner, name, make(original))
+
+    def original(self, owner: type, name: str) -> Any:
+        """Return what was replaced."""
+        return next(original for at, known, original in self._replaced if (at, known) == (owner, name))
 
     def restore(self) -> None:
         """Put every original back."""
