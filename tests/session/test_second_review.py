@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from conftest import Store
 from models import Hero, add_hero, get_hero
-from sqlalchemy import Engine, event, select
+from sqlalchemy import Column, Engine, Integer, Table, event, select, text
+from sqlalchemy.orm import registry
 from sqlmodel import Session, SQLModel, create_engine
 
-from sqlmodel_cache import SQLModelCache
+from sqlmodel_cache import CacheConfig, SQLModelCache
 
 SQLITE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 
@@ -57,3 +58,48 @@ def test_load_listener_that_loads_the_key_from_another_database(
         assert SQLModelCache.stats().hits == 1
     finally:
         event.remove(Hero, "load", look)
+
+
+class Absent:
+    """Caches that there is no such row."""
+
+    __cache_config__ = CacheConfig(missing_ttl=30)
+
+
+class Present:
+    """Does not, and is of the same table."""
+
+    __cache_config__ = CacheConfig()
+
+
+@pytest.fixture
+def one_table() -> Iterator[None]:
+    """A table that both classes map."""
+    mappings = registry()
+    table = Table("shared", mappings.metadata, Column("id", Integer, primary_key=True))
+    for class_ in (Absent, Present):
+        mappings.map_imperatively(class_, table)
+    yield
+    mappings.dispose()
+
+
+def shared(engine: Engine, model: type) -> object:
+    """Return row 1 as a new session gets it."""
+    with Session(engine) as session:
+        return session.get(model, 1)
+
+
+@SQLITE
+def test_absence_is_told_to_those_who_cache_absences(engine: Engine, cache: Store, one_table: None) -> None:
+    """Two classes of one table: the one reads the database, and neither takes the other's payload for broken."""
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE shared (id INTEGER PRIMARY KEY)"))
+    for _ in range(2):
+        assert [shared(engine, model) for model in (Absent, Present)] == [None, None]
+    stats = SQLModelCache.stats()
+    assert (stats.hits, stats.misses, stats.corrupt) == (1, 3, 0)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO shared VALUES (1)"))
+    for _ in range(2):
+        assert [type(shared(engine, model)) for model in (Absent, Present)] == [Absent, Present]
+    assert SQLModelCache.stats().hits == 3
