@@ -10,6 +10,7 @@ import pytest
 from conftest import Store
 from models import Hero, add_hero, get_hero
 from sqlalchemy import Column, Engine, Integer, Table, event, select, text
+from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import registry
 from sqlmodel import Session, SQLModel, create_engine
 
@@ -103,3 +104,29 @@ def test_absence_is_told_to_those_who_cache_absences(engine: Engine, cache: Stor
     for _ in range(2):
         assert [type(shared(engine, model)) for model in (Absent, Present)] == [Absent, Present]
     assert SQLModelCache.stats().hits == 3
+
+
+@SQLITE
+def test_class_that_is_disposed_of(engine: Engine, cache: Store) -> None:
+    """A get of a class that was cached, and is mapped no more, raises what it raises without a cache."""
+    mappings = registry()
+    table = Table("gone", mappings.metadata, Column("id", Integer, primary_key=True))
+
+    class Gone:
+        """Is mapped for a while."""
+
+        __cache_config__ = CacheConfig()
+
+    for _ in range(2):
+        mappings.map_imperatively(Gone, table)
+        mappings.metadata.create_all(engine)
+        with Session(engine) as session:
+            session.merge(Gone())
+            session.commit()
+        for _ in range(2):
+            with Session(engine) as session:
+                assert type(session.get(Gone, 1)) is Gone
+        mappings.dispose()
+        with Session(engine) as session, pytest.raises(NoInspectionAvailable):
+            session.get(Gone, 1)
+    assert SQLModelCache.stats().hits == 3  # mapped again, it finds what it has stored before
