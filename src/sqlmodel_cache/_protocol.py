@@ -247,7 +247,14 @@ def _load_and_fill(
     # 1 R1: SELECT, old row  2 W: begin, COMMIT, end  3 R2 begins, joins R1  4 R1 lands: R2 is told the old row: why I8
     if leads:
         yield from perform(Depart())
-    loaded: Loaded[Any] = yield from perform(Load(encode=may_fill))
+    loaded: Loaded[Any]
+    try:
+        loaded = yield from perform(Load(encode=may_fill))
+    except Exception:
+        if isinstance(found, Granted) and found.elected:
+            with suppress(TransportError):
+                yield from perform(Resign(entry, found))
+        raise
     if leads:
         yield from perform(Land(loaded.payload))
     if found is None:

@@ -6,6 +6,7 @@ database gave on a miss becomes a payload.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -19,7 +20,7 @@ from sqlalchemy.orm import Session
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
 from ._driver import Driver, new_id
-from ._effects import ABSENT, Entry, Granted, Load, Loaded, NearPayload
+from ._effects import ABSENT, Entry, Granted, Lease, Load, Loaded, NearPayload, Resign
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -136,16 +137,25 @@ class Reader:
         """Return the row that a plan finds, after a look-up that took some seconds."""
         passenger = Passenger(self._flights)
         ask = self.driver.reading(spent)
+        elected: Resign | None = None
 
         def execute(effect: Effect[Any]) -> Any:
+            nonlocal elected
             if isinstance(effect, Load):
                 return self._load(request, load) if effect.encode else Loaded(load(), None)
             if type(effect) in Passenger.EFFECTS:
                 return passenger.execute(effect)
-            return ask(effect)
+            reply = ask(effect)
+            if isinstance(effect, Lease) and isinstance(reply, Granted) and reply.elected:
+                elected = Resign(effect.entry, reply)
+            return reply
 
         try:
             answer = run(plan, execute)
+        except asyncio.CancelledError:  # the plan is closed, and other processes wait for its fill
+            if elected is not None:
+                self.driver.post(elected)
+            raise
         finally:
             passenger.land()
         return self.finish(request.session, request.key, answer, request.path)

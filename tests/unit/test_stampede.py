@@ -161,14 +161,25 @@ def test_leader_lands_also_when_the_cache_is_lost(lost: str) -> None:
     plan.ends(Answer(Source.UNREACHABLE, None, "instance", corrupt=lost == "second lease"))
 
 
-def test_leader_whose_select_raises_ends_there() -> None:
-    """The error is the caller's. Its flight is landed by whoever runs the plan."""
+@pytest.mark.parametrize("reply", [None, LOST], ids=repr)
+def test_leader_whose_select_raises_gives_up_its_election(reply: Any) -> None:
+    """The error is the caller's, whether or not the cache answers. Its flight is landed by whoever runs the plan."""
     plan = leads()
     plan.asks(asking(), ELECTED)
     plan.asks(Depart(), None)
+    plan.asks(Load(), RuntimeError("no such table"))
     with pytest.raises(RuntimeError, match="no such table") as raised:
-        plan.asks(Load(), RuntimeError("no such table"))
+        plan.asks(RESIGN, reply)
     assert raised.value.__context__ is None
+
+
+def test_reader_whose_select_raises_without_an_election_ends_there() -> None:
+    """It has nothing to give up."""
+    plan = leads()
+    plan.asks(asking(), GRANTED)
+    plan.asks(Depart(), None)
+    with pytest.raises(RuntimeError, match="no such table"):
+        plan.asks(Load(), RuntimeError("no such table"))
 
 
 def test_corrupt_row_is_led_and_distrusted() -> None:
