@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from sqlalchemy.orm import registry
 from sqlmodel import Session, SQLModel, create_engine
 
 from sqlmodel_cache import CacheConfig, SQLModelCache
+from sqlmodel_cache._effects import Granted
+from sqlmodel_cache._versions import Versions
 
 SQLITE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 
@@ -130,3 +134,16 @@ def test_class_that_is_disposed_of(engine: Engine, cache: Store) -> None:
         with Session(engine) as session, pytest.raises(NoInspectionAvailable):
             session.get(Gone, 1)
     assert SQLModelCache.stats().hits == 3  # mapped again, it finds what it has stored before
+
+
+def test_child_process_remembers_no_versions() -> None:
+    """A thread that the child does not have may hold the memory's lock."""
+    versions, lease = Versions(), Granted(b"row version", b"table version")
+    since = versions.since("row", lease)
+    with versions._lock:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            os._exit(0 if versions.since("row", lease) > since else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert versions.since("row", lease) == since
