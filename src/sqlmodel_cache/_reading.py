@@ -142,7 +142,8 @@ class Reader:
         def execute(effect: Effect[Any]) -> Any:
             nonlocal elected
             if isinstance(effect, Load):
-                return self._load(request, load) if effect.encode else Loaded(load(), None)
+                read = self._load_if_connected if effect.spare else self._load
+                return read(request, load) if effect.encode else Loaded(load(), None)
             if type(effect) in Passenger.EFFECTS:
                 return passenger.execute(effect)
             reply = ask(effect)
@@ -177,6 +178,16 @@ class Reader:
         if payload is not None and not self.admission.may_be_told(request.session, lane, [request.pk])[0]:
             payload = None
         return self.loaded(lane, request.reading, instance, payload, took)
+
+    def _load_if_connected(self, request: Request, load: Callable[[], Any]) -> Loaded[Any] | None:
+        """Run the session's own get; return None if it fails for want of a connection."""
+        try:
+            return self._load(request, load)
+        except Exception as why:
+            if _sqlalchemy.connections(request.session):  # its transaction may have failed, too
+                raise
+            log.warning("a row is not renewed: %s", type(why).__name__)
+            return None
 
     # what other reads have in common with it
 
