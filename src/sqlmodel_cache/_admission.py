@@ -15,7 +15,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
@@ -121,6 +121,7 @@ class _Usual:
     lane: Lane
     session_class: type[Session]
     pool: weakref.ref[Pool]
+    dialect: Dialect  # engines may share a pool, and differ in it: in its isolation level
     options: Any  # of the engine
     shares: bool  # sessions on this pool may share a transaction
     awaits: bool  # the engine is an asyncio one
@@ -137,7 +138,7 @@ class _Usual:
         if bind.get_execution_options() is not self.options or not isinstance(bind, Engine):
             return False
         pool = bind.pool
-        if pool is not self.pool() or self.pid != os.getpid():
+        if pool is not self.pool() or bind.dialect is not self.dialect or self.pid != os.getpid():
             return False
         if self.awaits and not _sqlalchemy.in_greenlet():
             return False
@@ -220,6 +221,7 @@ class Admission:
                 replace(lane, idle=True, _lookups={}),
                 type(session),
                 weakref.ref(bind.pool),
+                bind.dialect,
                 bind.get_execution_options(),
                 shares_transactions(bind.pool),
                 bind.dialect.is_async,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import Store
 from models import Hero, add_hero, get_hero
+from session.members import Recording
 from sqlalchemy import Column, Engine, Integer, Table, event, select, text
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import registry
@@ -18,6 +19,7 @@ from sqlmodel import Session, SQLModel, create_engine
 
 from sqlmodel_cache import CacheConfig, SQLModelCache
 from sqlmodel_cache._effects import Granted
+from sqlmodel_cache._namespace import Databases
 from sqlmodel_cache._versions import Versions
 
 SQLITE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
@@ -147,3 +149,63 @@ def test_child_process_remembers_no_versions() -> None:
             os._exit(0 if versions.since("row", lease) > since else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert versions.since("row", lease) == since
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+def test_strict_engine_on_the_pool_of_another(engine: Engine, cache: Store) -> None:
+    """Whoever asked for REPEATABLE READ takes no hits, though sessions of the other engine on the pool do."""
+    pk = add_hero(engine)
+    strict = create_engine(engine.url, pool=engine.pool, isolation_level="REPEATABLE READ")
+    hits = []
+    for each in (engine, engine, strict, engine):
+        before = SQLModelCache.stats().hits
+        with Session(each) as session:
+            session.get(Hero, pk)
+        hits.append(SQLModelCache.stats().hits - before)
+    assert hits == [0, 1, 0, 1]
+
+
+def test_database_in_memory_that_has_a_path() -> None:
+    """SQLite's memdb is this process's: another's of the same name is another database."""
+    made = [create_engine(f"sqlite:///file:/second_review?vfs=memdb&uri=true&timeout={number}") for number in (1, 2)]
+    databases = Databases()
+    mine, mine_too = (databases.ask(engine) for engine in made)
+    assert mine == mine_too
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(write, databases.ask(made[0]).name.encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 100).decode() != mine.name
+    for end in (read, write):
+        os.close(end)
+    for engine in made:
+        engine.dispose()
+
+
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    ("get", "step"),
+    [
+        (lambda session, pk: session.get(Hero, pk), "Lease"),
+        (lambda session, pk: SQLModelCache.get_many(session, Hero, [pk])[0], "1 Lease"),
+        (lambda session, pk: SQLModelCache.get_many(session, Hero, [99, pk])[1], "2 Lease"),
+    ],
+    ids=["get", "get_many", "get_many and a missing one"],
+)
+def test_row_that_another_session_of_the_connection_writes_meanwhile(
+    engine: Engine, get: Callable[[Session, int], Any], step: str
+) -> None:
+    """Two sessions on one connection: what the one reads of the other's writes is not stored."""
+    transport = Recording()
+    SQLModelCache.configure(transport)
+    pk = add_hero(engine)
+    with engine.connect() as connection, connection.begin():
+        with Session(connection, join_transaction_mode="rollback_only") as one, Session(connection) as two:
+            transport.after[step] = lambda: one.connection().exec_driver_sql("UPDATE hero SET name = 'Dirty'")
+            assert get(two, pk).name == "Dirty"
+        connection.rollback()
+    assert transport.after == {}
+    assert transport.memory.keys() == []
+    assert get_hero(engine, pk).name == "Rusty"
