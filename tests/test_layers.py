@@ -330,9 +330,13 @@ def defined(tree: ast.Module) -> set[str]:
     return found
 
 
+# There is no other way to the connections that a client had opened before it was given to a transport.
+OF_REDIS = {"transport._clients": {"_available_connections", "_in_use_connections"}}
+
+
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "_sqlalchemy"])
 def test_private_names_of_others_are_used_in_one_module(name: str) -> None:
-    """Only `_sqlalchemy.py` uses private names that SQLAlchemy, or anybody else, has defined."""
+    """Only `_sqlalchemy.py` uses private names that SQLAlchemy, or anybody else, has defined; redis-py's are listed."""
     tree = MODULES[name]
     foreign = [
         f"{module}.{imported}"
@@ -343,7 +347,7 @@ def test_private_names_of_others_are_used_in_one_module(name: str) -> None:
     foreign += [
         f"line {node.lineno}: .{node.attr}"
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in mine
+        if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in mine | OF_REDIS.get(name, set())
     ]
     assert foreign == []
 

@@ -6,6 +6,7 @@ database gave on a miss becomes a payload.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,20 @@ from sqlalchemy.orm import Session
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
 from ._driver import Driver, NotAsked, new_id
-from ._effects import ABSENT, Entry, Fill, Granted, Hit, Load, Loaded, Lookup, NearPayload, Together
+from ._effects import (
+    ABSENT,
+    Entry,
+    Fill,
+    Granted,
+    Hit,
+    Lease,
+    Load,
+    Loaded,
+    Lookup,
+    NearPayload,
+    Resign,
+    Together,
+)
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -281,16 +295,26 @@ class Reader:
     ) -> Any:
         """Return the row that a plan finds."""
         passenger = Passenger(self._flights)
+        elected: Resign | None = None
 
         def execute(effect: Effect[Any]) -> Any:
+            nonlocal elected
             if isinstance(effect, Load):
-                return self._load(request, load) if effect.encode else Loaded(load(), None)
+                read = self._load_if_connected if effect.spare else self._load
+                return read(request, load) if effect.encode else Loaded(load(), None)
             if type(effect) in Passenger.EFFECTS:
                 return passenger.execute(effect)
-            return counting.execute(effect)
+            reply = counting.execute(effect)
+            if isinstance(effect, Lease) and isinstance(reply, Granted) and reply.elected:
+                elected = Resign(effect.entry, reply)
+            return reply
 
         try:
             answer = run(plan, execute)
+        except asyncio.CancelledError:  # the plan is closed, and other processes wait for its fill
+            if elected is not None:
+                self.driver.post(elected)
+            raise
         finally:
             passenger.land()
         row = self.row(request.session, request.key, answer, request.path)
@@ -320,6 +344,16 @@ class Reader:
             payload = None
             request.not_stored = "own_writes"
         return self.loaded(lane, request.reading, instance, payload, took)
+
+    def _load_if_connected(self, request: Request, load: Callable[[], Any]) -> Loaded[Any] | None:
+        """Run the session's own get; return None if it fails for want of a connection."""
+        try:
+            return self._load(request, load)
+        except Exception as why:
+            if _sqlalchemy.connections(request.session):  # its transaction may have failed, too
+                raise
+            log.warning("a row is not renewed: %s", type(why).__name__)
+            return None
 
     # what other reads have in common with it
 
