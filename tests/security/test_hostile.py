@@ -1,4 +1,4 @@
-"""A server in the place of Redis that says whatever it likes: an effect ends in a reply of its own kind, or an error."""
+"""A server in the place of Redis that says what it likes: an effect ends in a reply of its own kind, or an error."""
 
 from __future__ import annotations
 
