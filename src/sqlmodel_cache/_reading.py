@@ -57,7 +57,7 @@ class Reader:
     ) -> None:
         self._enabled = settings.enabled
         self._wait_ms = settings.fill_wait_ms
-        self._hides = naming.hides
+        self.hides = naming.hides  # whether logs and errors are silent on primary keys
         self._max_bytes = settings.max_payload_bytes
         self.driver = driver
         self._entities = entities
@@ -243,7 +243,7 @@ class Reader:
         known = self.not_stored.setdefault(class_, {})
         if (why.attribute or "") not in known:
             known[why.attribute or ""] = str(why)
-            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self._hides else pk, why)
+            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self.hides else pk, why)
 
     def _count(self, answer: Answer[Found, Any]) -> None:
         add = self._counters.add
