@@ -134,7 +134,7 @@ class Reader:
     def __init__(self, settings: Settings, driver: Driver, entities: Entities, naming: Naming) -> None:
         self._enabled = settings.enabled
         self._wait_ms = settings.fill_wait_ms
-        self._hides = naming.hides
+        self.hides = naming.hides  # whether logs and errors are silent on primary keys
         self._max_bytes = settings.max_payload_bytes
         self.driver = driver
         self._entities = entities
@@ -422,7 +422,7 @@ class Reader:
         known = self.not_stored.setdefault(class_, {})
         if (why.attribute or "") not in known:
             known[why.attribute or ""] = str(why)
-            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self._hides else pk, why)
+            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self.hides else pk, why)
 
 
 def _is_asked_for(request: Request, instance: object) -> bool:

@@ -211,7 +211,7 @@ class SQLModelCache:
             InvalidationError: in `refuse` mode, when the cache does not answer.
         """
         if cls._cache is not None:
-            table, text = cls._cache.entities.named(model, pk)
+            table, text = cls._cache.entities.named(model, pk, hidden=cls._cache.reader.hides)
             cls._cache.writer.invalidate([table], text, _sync_bind(bind, model))
 
     @classmethod

@@ -26,7 +26,8 @@ from ._cluster import Mail, Node, Slots
 from ._commands import Command, Words
 
 # What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
-TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError)
+# The last three: a reply that no server gives, in the client's parser or on the way to the node that it names.
+TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError, TypeError, OverflowError)
 
 # Before 5.3, redis-py wants the command's name, which it does not use; from then on it warns of it.
 _COMMAND = inspect.signature(redis.ConnectionPool.get_connection).parameters["command_name"]
