@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
 from ._driver import Driver, NotAsked, new_id
-from ._effects import ABSENT, Entry, Fill, Granted, Hit, Load, Loaded, NearPayload, Together
+from ._effects import ABSENT, Entry, Fill, Granted, Hit, Load, Loaded, Lookup, NearPayload, Together
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -87,7 +87,7 @@ class Counting:
         counters = self.counters
         counters.corrupt += answer.corrupt
         if answer.source in _HITS:
-            counters.hit(seconds)
+            counters.hit(seconds, 0)  # whose bytes have been counted
             counters.near_hits += answer.near
             return
         counters.miss(seconds, self._reason(answer))
@@ -163,42 +163,107 @@ class Reader:
         lookup = self.admission.row(lane, pk)
         if isinstance(lookup, str):
             return self._bypass(entity, lookup, load)
-        counters = entity.counters
         payload: bytes | None = None
         found: Found | None = None
         failed: type[TransportError] | None = None  # not the error itself, whose traceback has this very frame
-        asked = perf_counter()
+        asked = began if lane.idle else perf_counter()  # what the session had to flush is not the cache's time
         try:
             payload = self.driver.execute(lookup)
-            if payload is not None:
-                counters.bytes_read += len(payload)
-                if entity.renewal is None:
-                    found = lane.rows.decode(payload)
+            if payload is not None and entity.renewal is None:
+                found = lane.rows.decode(payload)
         except TransportError as error:
             failed = type(error)
         except CodecError:
             pass  # of a payload that is no row, the plan makes more
-        if found is not None:
-            instance = found[0].make.attach(session, key, found[1], path)
-            counters.hit(perf_counter() - began)
-            if type(payload) is NearPayload:
-                counters.near_hits += 1
-            return instance
-        counting = Counting(counters, self.driver.reading(perf_counter() - asked))
+        if payload is not None and found is not None:
+            return self._hit(session, entity, key, payload, found, began, path)
         request = Request(session, lane, key, pk, self.reading(lane), path, began)
-        if failed is None:
-            counting.renews = payload is not None
-            plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
-        else:
-            counting.asked = failed is not NotAsked
-            plan = _protocol.unreachable()
-        return self._run(request, counting, plan, load)
+        return self._miss(request, lookup, load, payload, failed, perf_counter() - asked)
+
+    async def aget(
+        self, session: Session, class_: Any, ident: Any, load: Callable[[], Any], whole: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        """Return what `whole()`, the `get` of an `AsyncSession` in a greenlet, would return; a hit needs none.
+
+        Where anything but the cache may have to be waited for, and where anybody may have something to say, it is
+        `whole` that does. `load` is the session's own `get`.
+        """
+        began = perf_counter()
+        entity = self._entities.get(class_) if self._enabled else None
+        named = None if entity is None else entity.identify(ident)
+        if entity is None or named is None:
+            return await whole()
+        key, pk = named
+        held = session.identity_map.get(key)
+        if held is not None:
+            return held if _sqlalchemy.is_current(held, entity.mapper) else await whole()
+        lane = self.admission.usual_lane(session, entity)
+        if lane is None or not lane.awaits:
+            return await whole()
+        lookup = lane.lookup(pk)
+        _sqlalchemy.autobegin(session)
+        look_up = self.driver.looking_up(lookup)
+        if look_up is None:
+            return await whole()
+        payload: bytes | None = None
+        found: Found | None = None
+        failed: type[TransportError] | None = None
+        try:
+            payload = await look_up
+            if payload is not None and entity.renewal is None:
+                found = lane.rows.decode(payload)
+        except TransportError as error:
+            failed = type(error)
+        except CodecError:
+            pass
+        if payload is not None and found is not None and found[0].make.is_quiet(session):
+            return self._hit(session, entity, key, payload, found, began)
+        request = Request(session, lane, key, pk, self.reading(lane), None, began)
+        spent = perf_counter() - began
+        return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, failed, spent)
 
     def close(self) -> None:
         """Stop listening to load events."""
         self.probe.close()
 
     # one row
+
+    def _hit(
+        self,
+        session: Session,
+        entity: Entity,
+        key: _sqlalchemy.IdentityKey,
+        payload: bytes,
+        found: Found,
+        began: float,
+        path: Any = None,
+    ) -> Any:
+        instance = found[0].make.attach(session, key, found[1], path)
+        entity.counters.hit(perf_counter() - began, len(payload))
+        if type(payload) is NearPayload:
+            entity.counters.near_hits += 1
+        return instance
+
+    def _miss(
+        self,
+        request: Request,
+        lookup: Lookup,
+        load: Callable[[], Any],
+        payload: bytes | None,
+        failed: type[TransportError] | None,
+        spent: float,
+    ) -> Any:
+        """Return the row after a look-up that was no plain hit, or has `failed`, in some seconds."""
+        counting = Counting(request.lane.entity.counters, self.driver.reading(spent))
+        if payload is not None:
+            counting.renews = True
+            counting.counters.bytes_read += len(payload)
+        if failed is None:
+            plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
+        else:
+            counting.asked = failed is not NotAsked
+            plan = _protocol.unreachable()
+        return self._run(request, counting, plan, load)
 
     def _bypass(self, entity: Entity, reason: BypassReason, load: Callable[[], Any]) -> Any:
         self.bypassed(entity, reason)
