@@ -80,6 +80,7 @@ class Driver:
         if sync_transport is not None and self._serves_all and not gate.seals:
             self.execute = sync_transport.execute  # what is in this process is no larger than what was let in
         self._alone: Callable[[Effect[Any]], Any] = self._perform_alone
+        self._near = near
         if near is not None:
             self.execute = _with_near(near, self.execute)
             self._alone = _with_near(near, self._perform_alone)
@@ -114,9 +115,17 @@ class Driver:
 
     def looking_up(self, lookup: Lookup) -> Awaitable[bytes | None] | None:
         """Return what a coroutine awaits for `execute(lookup)`; None where more has to be done than to look it up."""
-        if self.async_transport is None or self._serves_all or lookup.near or self.breaker.is_open:
+        if self._serves_all:
+            return self._at_once(lookup)
+        if lookup.near and self._near is not None:
+            payload = self._near.find(lookup)
+            return None if payload is None else _ready(payload)
+        if self.async_transport is None or self.breaker.is_open:
             return None
         return self._look_up(self.async_transport, lookup)
+
+    async def _at_once(self, lookup: Lookup) -> Any:
+        return self.execute(lookup)
 
     async def _look_up(self, transport: AsyncTransport, lookup: Lookup) -> Any:
         try:
@@ -205,6 +214,10 @@ class Driver:
             self.sync_transport.close()
         if self.async_transport is not None and _sqlalchemy.in_greenlet():
             _sqlalchemy.wait_for(self.async_transport.aclose())
+
+
+async def _ready(payload: bytes) -> bytes:
+    return payload
 
 
 async def _once(transport: AsyncTransport, effect: Effect[Any]) -> Any:

@@ -188,10 +188,12 @@ class Reader:
         Where anything but the cache may have to be waited for, and where anybody may have something to say, it is
         `whole` that does. `load` is the session's own `get`.
         """
-        began = perf_counter()
         entity = self._entities.get(class_) if self._enabled else None
-        named = None if entity is None else entity.identify(ident)
-        if entity is None or named is None:
+        if entity is None:
+            return await whole()
+        began = perf_counter()
+        named = entity.identify(ident)
+        if named is None:
             return await whole()
         key, pk = named
         held = session.identity_map.get(key)

@@ -141,15 +141,15 @@ def autobegin(session: Session) -> None:
     """
     if session._transaction is not None:
         TransactionalContext._trans_ctx_check(session)  # inside the block of a transaction that has ended
-    elif _BEGINS_LIGHTLY and _may_begin(session):
+    elif (
+        _BEGINS_LIGHTLY
+        and session.autobegin
+        and session._trans_context_manager is None
+        and session._close_state is not _CLOSED
+    ):
         Begun(session)
     else:
         session._autobegin_t()  # checks that, too
-
-
-def _may_begin(session: Session) -> bool:
-    """Return whether a session begins its transaction by itself, and nothing stands against it now."""
-    return session.autobegin and session._trans_context_manager is None and session._close_state is not _CLOSED
 
 
 def _empty(transaction: object) -> weakref.WeakKeyDictionary[Any, Any]:
