@@ -101,7 +101,7 @@ class Counting:
         counters = self.counters
         counters.corrupt += answer.corrupt
         if answer.source in _HITS:
-            counters.hit(seconds)
+            counters.hit(seconds, 0)  # whose bytes have been counted
             counters.near_hits += answer.near
             return
         counters.miss(seconds, self._reason(answer))
@@ -177,22 +177,19 @@ class Reader:
         lookup = self.admission.row(lane, pk)
         if isinstance(lookup, str):
             return self._bypass(entity, lookup, load)
-        counters = entity.counters
         payload: bytes | None = None
         found: Found | None = None
         failed: type[TransportError] | None = None  # not the error itself, whose traceback has this very frame
-        asked = perf_counter()
+        asked = began if lane.idle else perf_counter()  # what the session had to flush is not the cache's time
         try:
             payload = self.driver.execute(lookup)
-            if payload is not None:
-                counters.bytes_read += len(payload)
-                if entity.renewal is None:
-                    found = lane.rows.decode(payload)
+            if payload is not None and entity.renewal is None:
+                found = lane.rows.decode(payload)
         except TransportError as error:
             failed = type(error)
         except CodecError:
             pass  # of a payload that is no row, the plan makes more
-        if found is not None:
+        if payload is not None and found is not None:
             return self._hit(session, entity, key, payload, found, began, path)
         request = Request(session, lane, key, pk, self.reading(lane), path, began)
         return self._miss(request, lookup, load, payload, failed, perf_counter() - asked)
@@ -227,21 +224,18 @@ class Reader:
         payload: bytes | None = None
         found: Found | None = None
         failed: type[TransportError] | None = None
-        asked = perf_counter()
         try:
             payload = await look_up
-            if payload is not None:
-                entity.counters.bytes_read += len(payload)
-                if entity.renewal is None:
-                    found = lane.rows.decode(payload)
+            if payload is not None and entity.renewal is None:
+                found = lane.rows.decode(payload)
         except TransportError as error:
             failed = type(error)
         except CodecError:
             pass
-        if found is not None and found[0].make.is_quiet(session):
+        if payload is not None and found is not None and found[0].make.is_quiet(session):
             return self._hit(session, entity, key, payload, found, began)
         request = Request(session, lane, key, pk, self.reading(lane), None, began)
-        spent = perf_counter() - asked
+        spent = perf_counter() - began
         return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, failed, spent)
 
     def close(self) -> None:
@@ -255,16 +249,15 @@ class Reader:
         session: Session,
         entity: Entity,
         key: _sqlalchemy.IdentityKey,
-        payload: bytes | None,
+        payload: bytes,
         found: Found,
         began: float,
         path: Any = None,
     ) -> Any:
         instance = found[0].make.attach(session, key, found[1], path)
-        counters = entity.counters
-        counters.hit(perf_counter() - began)
+        entity.counters.hit(perf_counter() - began, len(payload))
         if type(payload) is NearPayload:
-            counters.near_hits += 1
+            entity.counters.near_hits += 1
         return instance
 
     def _miss(
@@ -276,10 +269,12 @@ class Reader:
         failed: type[TransportError] | None,
         spent: float,
     ) -> Any:
-        """Return the row after a look-up that was no plain hit, or failed, in some seconds."""
+        """Return the row after a look-up that was no plain hit, or has `failed`, in some seconds."""
         counting = Counting(request.lane.entity.counters, self.driver.reading(spent))
+        if payload is not None:
+            counting.renews = True
+            counting.counters.bytes_read += len(payload)
         if failed is None:
-            counting.renews = payload is not None
             plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
         else:
             counting.asked = failed is not NotAsked
