@@ -315,6 +315,8 @@ def _is_plain(
         return False
     if session_options and (session_options.get("populate_existing") or session_options.get("identity_token")):
         return False
+    if session_options and not session_options.get("autoflush", True):
+        return False  # what follows would flush
     if not session.is_active:
         return False  # a flush has failed, or a commit is under way: the plain get says so
     if _sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession):
