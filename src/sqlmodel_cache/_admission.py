@@ -325,6 +325,8 @@ def _why_not_plain(
         return "option"
     if session_options and (session_options.get("populate_existing") or session_options.get("identity_token")):
         return "option"
+    if session_options and not session_options.get("autoflush", True):
+        return "option"  # what follows would flush
     if not session.is_active:
         return "session"  # a flush has failed, or a commit is under way: the plain get says so
     if _sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession):
