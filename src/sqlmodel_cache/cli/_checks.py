@@ -21,7 +21,7 @@ from ..config import Settings
 from ..errors import TransportError
 from ..transport import RedisAsyncTransport, RedisSyncTransport
 from ..transport._cluster import SLOTS, slot_of
-from ._app import first_line
+from ._app import first_line, size
 from ._servers import Node, Servers, info, replies
 
 Status = Literal["ok", "warning", "failure"]
@@ -210,7 +210,7 @@ class _Checks:
         if "maxmemory" not in memory:
             return
         bound, used, policy = memory["maxmemory"], memory["used_memory"], memory.get("maxmemory_policy", "noeviction")
-        detail = f"maxmemory {bound}, {policy}, {used} bytes used"
+        detail = f"maxmemory {size(bound) if bound else 'not set'}, {policy}, {size(used)} used"
         if not bound:
             remedy = (
                 "CONFIG SET maxmemory ..., maxmemory-policy allkeys-lru: so it cannot take all of the host's memory"

@@ -73,7 +73,7 @@ def sample(servers: Servers, key_prefix: str, limit: int, extent: Extent) -> Ite
     """
     for node in servers.nodes:
         try:
-            yield from _of_node(node, key_prefix, limit // len(servers.nodes), extent)
+            yield from _of_node(node, key_prefix, -(-limit // len(servers.nodes)), extent)
         except exceptions.NoPermissionError as refused:
             raise CommandError(f"Redis refuses: {refused}. Sampling takes a user with {PERMISSIONS}") from None
 
@@ -85,10 +85,11 @@ def _of_node(node: Node, key_prefix: str, limit: int, extent: Extent) -> Iterato
     pattern = re.sub(r"([*?\[\]\\])", r"\\\1", _keys.prefix(key_prefix)) + "*"
     seen: set[bytes] = set()
     cursor, examined = 0, 0
-    while examined < max(limit, 1):
-        reply = client.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", min(STEP, max(limit, 1)))
+    while examined < limit:
+        count = min(STEP, limit - examined)
+        reply = client.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", count)
         cursor, found = int(reply[0]), reply[1]
-        examined += STEP
+        examined += count
         names = {key: name for key in found if key not in seen and (name := parsed(key)) is not None}
         seen.update(names)
         portion = Portion(client, names)

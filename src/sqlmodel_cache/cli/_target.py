@@ -24,6 +24,7 @@ from .. import _sqlalchemy
 from ..config import Settings
 from ..configure import SQLModelCache
 from ..transport import MemoryTransport, RedisAsyncTransport, RedisSyncTransport
+from ..transport._clients import Members
 from ._app import CommandError, ExitCode, first_line
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ class Options:
     key_prefix: Annotated[str | None, typer.Option(help="as in configure()")] = None
     namespace: Annotated[str | None, typer.Option(help="as in configure(); one, where that has a callable")] = None
     hash_keys: Annotated[HashKeys | None, typer.Option(help="as in configure()")] = None
-    timeout: Annotated[float, typer.Option(help="seconds that one round trip to Redis may take")] = 5.0
+    timeout: Annotated[float, typer.Option(min=0.001, help="seconds that one round trip to Redis may take")] = 5.0
 
 
 def with_target(command: Callable[Concatenate[Target, P], T]) -> Callable[..., T]:
@@ -237,9 +238,14 @@ def cluster_transport(url: str) -> RedisSyncTransport:
     from redis import exceptions
 
     try:
-        return RedisSyncTransport(redis.cluster.RedisCluster.from_url(url))
+        client = redis.cluster.RedisCluster.from_url(url)
     except exceptions.RedisClusterException as error:
         raise CommandError(f"--cluster: {first_line(error)}", ExitCode.UNREACHABLE) from None
+    except ValueError as error:
+        raise CommandError(f"--transport: {first_line(error)}") from None
+    members: Any = Members.of(client)
+    client.close()
+    return RedisSyncTransport(members)
 
 
 def _patient(transport: Any) -> Any:

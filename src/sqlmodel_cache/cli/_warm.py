@@ -67,7 +67,8 @@ def warm(
 ) -> None:
     """Fill the cache with the rows of a model. Ctrl-C stops behind the batch under way, and says how to go on."""
     class_ = target.load(model)
-    target.configure()
+    if target.configure().hash_keys == "rollout":
+        raise CommandError('hash_keys="rollout" reads the database and stores nothing: warm when it is over')
     entity = _entity(class_, model)
     state = (
         None
