@@ -58,8 +58,8 @@ def get(database: str, redis_url: str, model: type, *pks: Any, **settings: Any) 
     """Get rows as an application would, and return how many were hits."""
     engine = create_engine(database)
     SQLModelCache.configure(redis_url, timeout=30, commit_timeout=30, **settings)
-    with Session(engine) as session:
-        for pk in pks:
+    for pk in pks:
+        with Session(engine) as session:
             session.get(model, pk)
     hits = SQLModelCache.stats().hits
     SQLModelCache.reset()

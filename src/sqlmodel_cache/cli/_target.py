@@ -149,8 +149,9 @@ class Target:
         """
         settings = self.settings
         given = {field.name: getattr(settings, field.name) for field in fields(settings)}
-        for side in ("transport", "async_transport"):
-            given[side] = _patient(given[side])
+        own = _own(settings.transport)
+        if own is not None:
+            given |= {"transport": own, "async_transport": None}
         timeout = self.options.timeout
         given |= {"timeout": timeout, "commit_timeout": timeout, "on_unreachable": "refuse", "near_cache": None}
         if self.options.namespace is not None:
@@ -248,11 +249,13 @@ def cluster_transport(url: str) -> RedisSyncTransport:
     return RedisSyncTransport(members)
 
 
-def _patient(transport: Any) -> Any:
-    """Return a transport like the given one without time-outs of its own."""
-    if isinstance(transport, RedisSyncTransport | RedisAsyncTransport):
-        return type(transport)(transport.client, check_server=transport.check_server)
-    return transport
+def _own(transport: Any) -> RedisSyncTransport | None:
+    """Return a transport to the same servers, without time-outs of its own and with connections that it closes."""
+    if isinstance(transport, RedisAsyncTransport):
+        transport = transport.twin()
+    if isinstance(transport, RedisSyncTransport):
+        return RedisSyncTransport(transport.client, check_server=transport.check_server)
+    return None
 
 
 def engine_of(database: str) -> Engine:
