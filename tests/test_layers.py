@@ -316,7 +316,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "cli._servers": {"redis"},
     "cli._target": {"redis", "sqlalchemy", "typer"},
     "cli._checks": {"redis"},
-    "cli._doctor": {"rich", "sqlalchemy", "typer"},
+    "cli._doctor": {"sqlalchemy", "typer"},
     "cli._sampling": {"redis"},
     "cli._stats": {"rich", "typer"},
     "cli._top": {"rich", "typer"},

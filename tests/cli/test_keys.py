@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from sqlmodel import Session, create_engine
 
 from sqlmodel_cache import SQLModelCache
 from sqlmodel_cache.cli import _sampling, _top
+
+PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 
 
 @pytest.fixture
@@ -105,6 +108,22 @@ def test_what_sampling_takes(database: str) -> None:
         assert (table["rows"], table["bytes"]) == (1, None)
         top = run("top", "--json", REDIS_URL=url).json
         assert (len(top["largest"]), top["hottest"], top["by"]) == (1, [], None)
+    finally:
+        server.stop()
+
+
+def test_the_documented_operator_may_sample(redis_url: str, database: str) -> None:
+    """With the rules of the page, nothing is missing in what is shown; a key of others is not seen."""
+    [rules] = re.findall(r"^ACL SETUSER operator (.*)$", PAGE.read_text(), re.MULTILINE)
+    server = RedisServer()
+    try:
+        get(database, server.url, Hero, 1)
+        server.say("ACL", "SETUSER", "operator", *rules.split())
+        url = f"redis://operator:password@127.0.0.1:{server.port}"
+        stats = run("stats", "--json", REDIS_URL=url).json
+        assert None not in [*stats["servers"][0].values(), *stats["tables"][0].values()]
+        [row] = run("top", "--json", REDIS_URL=url).json["hottest"]
+        assert None not in (row["bytes"], row["idle_seconds"], row["ttl_seconds"])
     finally:
         server.stop()
 

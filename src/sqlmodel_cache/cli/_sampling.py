@@ -17,7 +17,7 @@ from ._app import CommandError
 from ._servers import Node, Servers, replies
 
 STEP = 1_000  # keys that one SCAN looks at: a millisecond of the server's time
-PERMISSIONS = "+scan +dbsize +info +memory|usage +object|freq +object|idletime +ttl +pttl"
+PERMISSIONS = "+scan +dbsize +info +memory|usage +object|freq +object|idletime +pttl"
 
 
 class Name(NamedTuple):
