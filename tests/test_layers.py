@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sqlmodel_cache"
 # From the bottom to the top: each module with the modules that it may import, all of which stand above it in this list.
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
-    "metrics": set(),
+    "metrics": {"errors"},
     "_plan": set(),
     "_sqlalchemy": set(),
     "_writeset": set(),
@@ -33,8 +33,8 @@ LAYERS: dict[str, set[str]] = {
     "_near": {"_effects", "_plan"},
     "_foreign_keys": set(),
     "_renewal": {"errors"},
-    "_shapes": {"_codec", "_keys", "_renewal", "_sqlalchemy", "config", "errors"},
-    "_entities": {"_foreign_keys", "_shapes", "_sqlalchemy", "config", "errors"},
+    "_shapes": {"_codec", "_keys", "_renewal", "_sqlalchemy", "config", "errors", "metrics"},
+    "_entities": {"_foreign_keys", "_keys", "_shapes", "_sqlalchemy", "config", "errors", "metrics"},
     "_statements": {"_codec", "_entities", "_shapes", "_sqlalchemy", "_sqltext", "_writeset"},
     "transport.memory": {"_effects", "_plan", "errors"},
     "transport._servers": set(),
@@ -85,6 +85,7 @@ LAYERS: dict[str, set[str]] = {
         "_writeset",
         "config",
         "errors",
+        "metrics",
     },
     "_reading": {
         "_admission",
@@ -117,10 +118,12 @@ LAYERS: dict[str, set[str]] = {
         "_sqlalchemy",
         "_unique",
         "errors",
+        "metrics",
     },
     "_writing": {
         "_driver",
         "_effects",
+        "_entities",
         "_keys",
         "_namespace",
         "_plan",
