@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import types
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import redis
@@ -248,6 +250,11 @@ def test_rows_that_cannot_be_stored(redis_url: str, redis_client: redis.Redis, d
     done = warm(redis_url, database, "--json")
     assert (done.code, done.json["stored"], done.json["not_stored"]) == (1, 25, 1)
     assert "max_payload_bytes" in done.stderr
+    engine = create_engine(database, isolation_level="SERIALIZABLE")
+    with mock.patch.dict(sys.modules, {"cli_application": types.SimpleNamespace(engine=engine)}):
+        by_rule = warm(redis_url, "cli_application:engine", "--json")
+    assert (by_rule.code, by_rule.json["not_stored"]) == (1, 26)
+    assert by_rule.stderr == "26 rows were not stored: bypass: isolation\n"
     ruled_out = warm(redis_url, database, "--json", "--hash-keys", "rollout")
     assert (ruled_out.code, len(ruled_out.stderr.splitlines())) == (2, 1)
 

@@ -307,10 +307,18 @@ def _end(done: Warmed, resume: Path | None, asked: bool, class_: type, limit: in
         err.print(f"stopped; go on {where}{left}", markup=False)
         raise typer.Exit(ExitCode.INTERRUPTED if asked else ExitCode.FINDING)
     if done.not_stored:
-        why = "; ".join(SQLModelCache.explain(class_).not_stored.values())
-        why = why or "reads of this session go to the database by rule: SQLModelCache.stats() counts them as bypasses"
-        err.print(f"{done.not_stored} rows were not stored: {why}", markup=False)
+        err.print(f"{done.not_stored} rows were not stored: {_reasons(class_)}", markup=False)
         raise typer.Exit(ExitCode.FINDING)
+
+
+def _reasons(class_: type) -> str:
+    """Return what has kept rows from being stored: what the log says of values, else the counters' own words."""
+    told = list(SQLModelCache.explain(class_).not_stored.values())
+    if not told:
+        for counts in SQLModelCache.stats().models.values():
+            told += [f"bypass: {reason}" for reason, count in counts.bypass_reasons.items() if count]
+            told += [f"refused: {reason}" for reason, count in counts.refused_reasons.items() if count]
+    return "; ".join(told)
 
 
 def _quoted(part: str) -> str:
