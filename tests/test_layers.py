@@ -39,6 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "transport.memory": {"_effects", "_plan", "errors"},
     "transport._servers": set(),
     "transport._commands": {"_effects", "_keys", "_plan", "errors", "transport._servers"},
+    "transport._layout": {"transport._commands"},
     "transport._batches": {"_plan", "errors"},
     "transport._cluster": {"_keys", "_plan", "transport._commands", "transport._servers"},
     "transport._masters": set(),
@@ -205,7 +206,64 @@ LAYERS: dict[str, set[str]] = {
         "transport",
         "transport.redis",
     },
-    "cli": {"configure", "errors", "follow"},
+    "cli._app": {"errors"},
+    "cli._servers": {"cli._app", "transport", "transport._clients", "transport._cluster"},
+    "cli._target": {"_sqlalchemy", "cli._app", "config", "configure", "transport", "transport._clients"},
+    "cli._checks": {
+        "_effects",
+        "_keys",
+        "cli._app",
+        "cli._servers",
+        "config",
+        "errors",
+        "transport",
+        "transport._cluster",
+    },
+    "cli._doctor": {
+        "_namespace",
+        "cli._app",
+        "cli._checks",
+        "cli._servers",
+        "cli._target",
+        "config",
+        "configure",
+        "errors",
+    },
+    "cli._sampling": {"_keys", "cli._app", "cli._servers"},
+    "cli._stats": {"cli._app", "cli._sampling", "cli._servers", "cli._target"},
+    "cli._top": {"cli._app", "cli._sampling", "cli._servers", "cli._stats", "cli._target"},
+    "cli._inspect": {
+        "_admission",
+        "_effects",
+        "_entities",
+        "_namespace",
+        "_sealing",
+        "_shapes",
+        "_sqlalchemy",
+        "_writeset",
+        "cli._app",
+        "cli._servers",
+        "cli._target",
+        "config",
+        "errors",
+        "transport",
+        "transport._layout",
+    },
+    "cli._invalidate": {"_entities", "cli._app", "cli._target", "configure"},
+    "cli._warm": {"_entities", "_shapes", "cli._app", "cli._target", "configure"},
+    "cli._follow": {"cli._app", "configure", "follow"},
+    "cli._commands": {
+        "cli._app",
+        "cli._doctor",
+        "cli._follow",
+        "cli._inspect",
+        "cli._invalidate",
+        "cli._stats",
+        "cli._top",
+        "cli._warm",
+    },
+    "cli": {"cli._commands"},
+    "cli.__main__": {"cli"},
     "__init__": {"config", "configure", "errors", "explanation", "metrics", "transport"},
 }
 
@@ -257,7 +315,18 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_writing": {"sqlalchemy"},
     "session": {"sqlalchemy"},
     "configure": {"sqlalchemy"},
-    "cli": {"rich", "typer"},
+    "cli._app": {"redis", "rich", "sqlalchemy", "typer"},
+    "cli._servers": {"redis"},
+    "cli._target": {"redis", "sqlalchemy", "typer"},
+    "cli._checks": {"redis"},
+    "cli._doctor": {"sqlalchemy", "typer"},
+    "cli._sampling": {"redis"},
+    "cli._stats": {"rich", "typer"},
+    "cli._top": {"rich", "typer"},
+    "cli._inspect": {"sqlalchemy", "typer"},
+    "cli._invalidate": {"typer"},
+    "cli._warm": {"rich", "sqlalchemy", "typer"},
+    "cli._follow": {"rich", "typer"},
 }
 
 
@@ -275,7 +344,7 @@ MODULES = modules()
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
     """Yield each imported module and name: of this package without its name, and with a leading dot."""
-    package = [name] if name in ("follow", "transport") else name.split(".")[:-1]
+    package = [name] if name in ("cli", "follow", "transport") else name.split(".")[:-1]
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Import):
             for alias in node.names:
