@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import math
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
@@ -190,7 +190,7 @@ class Driver:
 
     def _wake(self) -> None:
         if self.sync_transport is None:
-            with suppress(RuntimeError):  # no loop: the one that was known
+            with contextlib.suppress(RuntimeError):  # no loop: the one that was known
                 self._loop = asyncio.get_running_loop()
         self._keeper.wake()
 
@@ -227,13 +227,13 @@ class Driver:
             _sqlalchemy.wait_for(self.async_transport.aclose())
 
 
-async def _performed(transport: AsyncTransport, effect: Effect[Any]) -> None:
-    with suppress(TransportError):
-        await transport.aexecute(effect)
-
-
 async def _ready(payload: bytes) -> bytes:
     return payload
+
+
+async def _performed(transport: AsyncTransport, effect: Effect[Any]) -> None:
+    with contextlib.suppress(TransportError):
+        await transport.aexecute(effect)
 
 
 async def _once(transport: AsyncTransport, effect: Effect[Any]) -> Any:
