@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from . import _keys, _protocol
 from ._driver import Driver, new_id
 from ._effects import Commit, Keys, Outcome
+from ._journal import Journal
 from ._namespace import Naming
 from ._plan import Effect, run
 from ._shapes import CachedTable
@@ -39,6 +40,7 @@ class Writer:
         self._driver = driver
         self._naming = naming
         self._counters = counters
+        self.journal = Journal()
 
     def record(self, connection: Connection, writes: list[Write], translate: Mapping[Any, Any] | None) -> Transaction:
         """Add what a statement writes to the connection's write set, and return its transaction."""
@@ -106,7 +108,7 @@ class Writer:
                 self._driver.run(
                     _protocol.invalidate(late, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
                 )
-                self._count(late)
+                self._count(late, "what a listener to a COMMIT wrote")
 
     def _commit_fenced(self, keys: Keys, send: Callable[[], None]) -> None:
         failure: Exception | None = None
@@ -130,8 +132,12 @@ class Writer:
             new_id=new_id,
             replicas=self._replicas,
         )
-        run(plan, execute)
-        self._count(keys)
+        self.journal.began(keys)
+        try:
+            run(plan, execute)
+        finally:
+            self.journal.ended(keys)
+        self._count(keys, "commit" if failure is None else "a COMMIT that failed")
         if failure is not None:
             raise failure
 
@@ -149,6 +155,7 @@ class Writer:
                 replicas=self._replicas,
             )
             state.fence = (keys, self._driver.run(plan))
+            self.journal.began(keys)
 
     def end_fence(self, state: Transaction, outcome: Outcome) -> None:
         """Release the fence of a statement that has committed by itself."""
@@ -156,7 +163,8 @@ class Writer:
             keys, token = state.fence
             plan = _protocol.end(keys, token, outcome, self._driver.debts, new_id=new_id, replicas=self._replicas)
             self._driver.run(plan)
-            self._count(keys)
+            self.journal.ended(keys)
+            self._count(keys, "a statement that commits by itself")
         state.statement_ended()
 
     def invalidate(self, tables: list[CachedTable], pk: str | None, bind: Engine | Connection | None) -> None:
@@ -184,9 +192,10 @@ class Writer:
             keys, self._driver.debts, refuse=self._refuse, new_id=new_id, replicas=self._replicas
         )
         self._driver.run(plan)
-        self._count(keys)
+        self._count(keys, "invalidate()")
 
-    def _count(self, keys: Keys) -> None:
+    def _count(self, keys: Keys, why: str) -> None:
+        self.journal.note(keys, why)
         self._counters.add("invalidated", len(keys.rows) + len(keys.tables))
 
 
