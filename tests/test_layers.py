@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sqlmodel_cache"
 # From the bottom to the top: each module with the modules that it may import, all of which stand above it in this list.
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
-    "metrics": set(),
+    "metrics": {"errors"},
     "_plan": set(),
     "_sqlalchemy": set(),
     "_writeset": set(),
