@@ -59,13 +59,12 @@ class History:
             key=lambda name: -sum(differences[name][:2]),
         )
         reads = {name: _reads(*differences[name]) for name in busy[:MODELS]}
-        nothing = (0, 0, Histogram(), Histogram())
         hits, misses = stats.hits - last.hits, stats.misses - last.misses
         reads[""] = _reads(
             hits,
             misses,
-            sum((differences[name][2] for name in busy), nothing[2]),
-            sum((differences[name][3] for name in busy), nothing[3]),
+            sum((differences[name][2] for name in busy), Histogram()),
+            sum((differences[name][3] for name in busy), Histogram()),
         )
         self._count += 1
         self._points.append(Point(self._count, now, now - since, reads))
@@ -78,8 +77,12 @@ class History:
 def _since(now: ModelStats, last: ModelStats) -> tuple[int, int, Histogram, Histogram]:
     if now.hits < last.hits or now.misses < last.misses:
         last = ModelStats()
-    seconds = (_less(getattr(now, name), getattr(last, name)) for name in ("hit_seconds", "miss_seconds"))
-    return (now.hits - last.hits, now.misses - last.misses, *seconds)
+    return (
+        now.hits - last.hits,
+        now.misses - last.misses,
+        _less(now.hit_seconds, last.hit_seconds),
+        _less(now.miss_seconds, last.miss_seconds),
+    )
 
 
 def _less(now: Histogram, last: Histogram) -> Histogram:

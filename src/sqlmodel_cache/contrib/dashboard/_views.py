@@ -9,7 +9,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from ... import _keys, _sqlalchemy
@@ -17,8 +18,8 @@ from ..._entities import Entities
 from ...cache import Cache
 from ...configure import SQLModelCache, current
 from ...errors import CacheError, ConfigurationError
-from ...metrics import ModelStats
-from ...transport import MemoryTransport, RedisSyncTransport
+from ...metrics import ModelStats, Stats
+from ...transport import MemoryTransport, RedisAsyncTransport, RedisSyncTransport
 from ._history import STEP, History
 
 MAX_MODELS = 200
@@ -40,8 +41,9 @@ def overview(history: History, known: tuple[str, int], *, actions: bool) -> Json
         "step": STEP,
         "actions": actions,
         "configured": cache is not None,
-        "stats": {name: getattr(stats, name) for name in _TOTALS},
+        "stats": _counts(stats),
         "points": [point._asdict() for point in history.since(since)],
+        "on": "no cache",
         "models": [],
         "invalidations": [],
         "in_flight": [],
@@ -49,7 +51,7 @@ def overview(history: History, known: tuple[str, int], *, actions: bool) -> Json
     }
     if cache is not None:
         longest = cache.settings.fence_ttl_ms / 1000
-        view["on"] = [type(each).__name__ for each in _transports(cache)]
+        view["on"] = _on(cache.driver.sync_transport or cache.driver.async_transport)
         counted = {**dict.fromkeys(cached(cache.entities), ModelStats()), **stats.models}
         busiest = sorted(counted, key=lambda name: (-counted[name].hits - counted[name].misses, name))
         view["models"] = [_model(name, counted[name]) for name in busiest[:MAX_MODELS]]
@@ -70,23 +72,22 @@ def overview(history: History, known: tuple[str, int], *, actions: bool) -> Json
     return view
 
 
-_TOTALS = (
-    "hits near_hits misses bypasses fills refused fenced shared uncached corrupt errors invalidated owed outages unreachable"
-).split()
-
-
 def _model(name: str, counted: ModelStats) -> Json:
     milliseconds = {
         f"{kind}_{label}": round(getattr(counted, f"{kind}_seconds").quantile(q) * 1000, 4)
         for kind in ("hit", "miss")
         for label, q in (("median", 0.5), ("p99", 0.99))
     }
-    counts = "hits misses bypasses fills refused uncached invalidated errors bytes_read bytes_written".split()
     reasons = {
         kind: {reason: count for reason, count in getattr(counted, f"{kind}_reasons").items() if count}
         for kind in ("miss", "bypass", "refused")
     }
-    return {"name": name, **{key: getattr(counted, key) for key in counts}, **milliseconds, "reasons": reasons}
+    return {"name": name, **_counts(counted), **milliseconds, "reasons": reasons}
+
+
+def _counts(counted: Stats | ModelStats) -> Json:
+    values = {field.name: getattr(counted, field.name) for field in fields(counted)}
+    return {name: value for name, value in values.items() if isinstance(value, int)}
 
 
 def cached(entities: Entities) -> dict[str, type]:
@@ -102,9 +103,11 @@ def cached(entities: Entities) -> dict[str, type]:
     return found
 
 
-def _transports(cache: Cache) -> Iterator[object]:
-    driver = cache.driver
-    return (each for each in (driver.sync_transport, driver.async_transport) if each is not None)
+def _on(transport: object) -> str:
+    """Return what the cache is kept in."""
+    if isinstance(transport, RedisSyncTransport | RedisAsyncTransport):
+        return "Redis Cluster" if transport.is_cluster else "Redis"
+    return "memory of this process" if isinstance(transport, MemoryTransport) else type(transport).__name__
 
 
 class Keys:
@@ -143,12 +146,13 @@ def _sampled() -> Json:
             found = transport.sample(_keys.prefix(cache.settings.key_prefix), SAMPLED)
     except CacheError as error:
         return {"error": str(error)}
+    rows = [each for each in found.held if not each.key.endswith("}")]  # the others are the tables' own
     return {
-        "count": len(found.held),
+        "count": len(rows),
         "complete": found.complete,
         "heat": found.heat,
-        "largest": [each._asdict() for each in sorted(found.held, key=lambda each: -each.bytes)[:SHOWN]],
-        "hottest": [each._asdict() for each in sorted(found.held, key=lambda each: -each.heat)[:SHOWN]],
+        "largest": [each._asdict() for each in sorted(rows, key=lambda each: -each.bytes)[:SHOWN]],
+        "hottest": [each._asdict() for each in sorted(rows, key=lambda each: -each.heat)[:SHOWN]],
     }
 
 
@@ -172,7 +176,7 @@ async def invalidate(wanted: Any) -> str:
         await SQLModelCache.ainvalidate(class_, pk)
     else:  # in a thread, so that the event loop does not wait for the cache
         await asyncio.to_thread(SQLModelCache.invalidate, class_, pk)
-    return f"{name}: all rows" if pk is None else f"{name} {', '.join(texts)}"
+    return f"{name}, all rows" if texts is None else f"{name} {', '.join(texts)}"
 
 
 def _pk(entities: Entities, class_: type, texts: Any) -> tuple[object, ...]:

@@ -30,7 +30,7 @@ function draw(tag, attributes, text) {
 }
 
 const count = (n) => Math.round(n).toLocaleString("en");
-const percent = (part) => (part === null ? "–" : `${(100 * part).toFixed(part > 0 && part < 1 ? 1 : 0)} %`);
+const percent = (part) => (part === null ? "–" : `${Number((100 * part).toFixed(1))} %`);
 const rateOf = (hits, misses) => (hits + misses ? hits / (hits + misses) : null);
 const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString("en-GB");
 const colour = (at) => `var(--c${at % COLOURS})`;
@@ -38,8 +38,8 @@ const short = (name) => name.split(":").pop();
 
 function duration(ms) {
   if (!ms) return "–";
-  if (ms >= 1000) return `${(ms / 1000).toPrecision(3)} s`;
-  return ms >= 1 ? `${ms.toPrecision(3)} ms` : `${(1000 * ms).toPrecision(2)} µs`;
+  const [value, unit] = ms >= 1000 ? [ms / 1000, "s"] : ms >= 1 ? [ms, "ms"] : [1000 * ms, "µs"];
+  return `${Number(value.toPrecision(value < 100 ? 2 : 3))} ${unit}`;
 }
 
 function size(bytes) {
@@ -207,7 +207,7 @@ function models(data) {
       [duration(each.miss_median), make("small", {}, `99 %: ${duration(each.miss_p99)}`)],
       note(each.bypasses, bypasses), [count(each.fills)], note(each.refused + each.uncached, refused), [count(each.invalidated)],
     ];
-    return make("tr", {}, ...cells.map((cell, at) => make("td", { "data-label": heads[at] }, make("span", {}, ...cell))));
+    return make("tr", {}, ...cells.map((cell, at) => make("td", { "data-label": heads[at] }, make("div", {}, ...cell))));
   };
   const head = make("thead", {}, make("tr", {}, ...heads.map((name) => make("th", { scope: "col" }, name || "Model"))));
   $("models").replaceChildren(head, make("tbody", {}, ...data.models.map(row)));
@@ -221,7 +221,7 @@ function invalidations(data) {
   };
   const events = data.invalidations.slice(0, 60).map((each) =>
     make("div", { class: "event" }, make("time", {}, clock(each.at)),
-      make("div", {}, ...each.touched.slice(0, 6).flatMap(named), make("small", {}, each.why))));
+      make("div", {}, ...each.touched.slice(0, 6).flatMap(named)), make("small", {}, each.why)));
   $("invalidations").replaceChildren(...(events.length ? events : [make("p", { class: "none" }, "Nothing yet.")]));
 }
 
@@ -236,15 +236,20 @@ function state(data) {
     : data.stats.owed ? ["warn", "invalidations are owed"] : ["good", "the cache answers"];
   $("state").className = `pill ${kind}`;
   $("state").textContent = text;
-  $("where").textContent = `${[...new Set(data.on ?? [])].join(", ")} · process ${data.process}`;
+  $("where").textContent = `${data.on} · process ${data.process}`;
   $("notice").hidden = !data.stats.unreachable;
   $("notice").textContent = "The breaker is open: every read goes to the database, and what commits change is owed to the cache, until it answers again. It is asked again by itself.";
+}
+
+function key(text) {
+  const [, table, pk] = /\{.*\/(.*):\d+\}:(.*)$/.exec(text) ?? [null, text, ""];
+  return make("td", { title: text }, make("b", {}, table), " ", make("span", { class: "code" }, pk), make("small", { class: "code" }, text));
 }
 
 function keys(view) {
   const table = (place, rows, last, cell) => place.replaceChildren(
     make("thead", {}, make("tr", {}, ...["Key", "Size", "Expires in", last].map((name) => make("th", { scope: "col" }, name)))),
-    make("tbody", {}, ...rows.map((each) => make("tr", {}, make("td", { class: "code" }, each.key), make("td", {}, size(each.bytes)),
+    make("tbody", {}, ...rows.map((each) => make("tr", {}, key(each.key), make("td", {}, size(each.bytes)),
       make("td", {}, each.ttl === null ? "never" : `${count(each.ttl)} s`), make("td", {}, cell(each))))));
   if (view.error || !view.count) {
     for (const id of ["largest", "hottest"]) $(id).replaceChildren(make("caption", { class: "none" }, view.error ?? "No key yet."));
