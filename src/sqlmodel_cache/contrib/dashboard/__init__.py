@@ -150,11 +150,16 @@ def _page(title: str) -> tuple[bytes, str]:
 
 
 def _path(scope: Mapping[str, Any]) -> str:
-    """Return the path below where the application is mounted: servers differ in whether `path` has that, too."""
+    """Return the path below where the application is mounted.
+
+    By the ASGI specification `path` begins with `root_path`. It does not where FastAPI was told a prefix that a proxy
+    takes away: then only what Starlette has added for its own mounts is in it.
+    """
     path: str = scope["path"]
     root = str(scope.get("root_path", "")).rstrip("/")
-    if root and (path == root or path.startswith(f"{root}/")):
-        return path[len(root) :]
+    for prefix in (root, root.removeprefix(str(scope.get("app_root_path", "")))):
+        if prefix and (path == prefix or path.startswith(f"{prefix}/")):
+            return path[len(prefix) :]
     return path
 
 

@@ -9,13 +9,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from ... import _keys, _sqlalchemy
 from ..._entities import Entities
-from ...cache import Cache
 from ...configure import SQLModelCache, current
 from ...errors import CacheError, ConfigurationError
 from ...metrics import ModelStats, Stats
@@ -183,7 +182,7 @@ def _pk(entities: Entities, class_: type, texts: Any) -> tuple[object, ...]:
     """Return a primary key from the texts of its parts."""
     table, _ = entities.named(class_)
     kinds = table.pk_types
-    if not isinstance(texts, Sequence) or len(texts) != len(kinds) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or len(texts) != len(kinds) or not all(isinstance(text, str) for text in texts):
         raise ConfigurationError("pk", texts, f"give {len(kinds)} texts: {', '.join(table.pk_columns)}")
     try:
         return tuple(_PARSERS[kind](text) for kind, text in zip(kinds, texts, strict=True))
