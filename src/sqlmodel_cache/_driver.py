@@ -27,6 +27,10 @@ from .transport import AsyncTransport, SyncTransport
 LOOP_PATIENCE = 5.0  # seconds that an event loop may take to let a transport ask; it is the application's
 
 
+class NotAsked(TransportError):
+    """The cache has not answered lately, and is not asked until it does."""
+
+
 def new_id() -> bytes:
     """Return 16 random bytes, never the same twice, also after a fork."""
     return os.urandom(16)
@@ -110,7 +114,7 @@ class Driver:
     def _execute(self, effect: Effect[Any]) -> Any:
         if self.breaker.is_open:
             self._wake()
-            raise TransportError(f"{type(effect).__name__}: the cache does not answer, and is not asked until it does")
+            raise NotAsked(f"{type(effect).__name__}: the cache does not answer, and is not asked until it does")
         try:
             reply = self._perform(effect)
         except TransportError:

@@ -10,11 +10,12 @@ from typing import Any
 from sqlalchemy import inspect
 from sqlalchemy.orm import Mapper
 
-from . import _sqlalchemy
+from . import _keys, _sqlalchemy
 from ._foreign_keys import replaces, rewriters
 from ._shapes import CachedTable, Entity, Refused, cached_table, entity_of, tables_of
 from .config import CONFIG_ATTRIBUTE, CacheConfig, config_of
 from .errors import ConfigurationError
+from .metrics import Counters, ModelCounters
 
 
 @dataclass(slots=True)
@@ -31,10 +32,12 @@ class Interest:
 class Entities:
     """All cached classes. Made anew, in place, when a mapper or a table appears."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters | None = None) -> None:
+        self._counters = counters or Counters()
         self._by_class: dict[type, Entity | None] = {}  # keeps classes alive, but not beyond the next one's mapping
         self._refusals: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
         self._interests: dict[str, Interest] | None = None
+        self._owners: dict[str, ModelCounters] | None = None
         self._gathered: dict[str, Interest] = {}  # only grows: a class may be gone and its rows still cached
         self._mentions: re.Pattern[str] | None = None
         self.generation = 0  # changes with the answers below, for whoever keeps them
@@ -42,7 +45,7 @@ class Entities:
     def changed(self) -> None:
         """Forget the answers: a mapper or a table was made."""
         self._by_class = {}
-        self._interests = None
+        self._interests = self._owners = None
         self.generation += 1
 
     def get(self, class_: Any) -> Entity | None:
@@ -114,13 +117,13 @@ class Entities:
             try:
                 if not config.enabled:
                     raise Refused("its CacheConfig is not enabled")
-                found = entity_of(mapper, config)
+                found = entity_of(mapper, config, self._counters.model(class_))
             except Refused as why:
                 self._refusals[class_] = str(why)
         self._by_class[class_] = found
         if found is not None and config is not None:
             if not all(self._matters(cached) for _, cached in tables_of(found.mapper, config)):
-                self._interests = None  # declared after the mapping; the tables must know of it from now on
+                self._interests = self._owners = None  # declared after the mapping: the tables must know from now on
                 self.generation += 1
                 self.interests()
         return found
@@ -141,6 +144,29 @@ class Entities:
             self._mentions = _mentions(list(interests))
             self._interests = interests
         return interests
+
+    def counters_of(self, table: str) -> ModelCounters | None:
+        """Return the counters of the model whose rows are in a table, given its name in keys; None if there is none.
+
+        Of several it is the one that the others inherit from. The name may be in another schema than the table's.
+        """
+        owners = self._owners
+        if owners is None:
+            owners = self._owners = self._find_owners()
+        return owners.get(table) or owners.get(table.rpartition(".")[2])
+
+    def _find_owners(self) -> dict[str, ModelCounters]:
+        found: dict[str, type] = {}
+        for mapper in sorted(_sqlalchemy.mappers(), key=lambda mapper: len(list(mapper.iterate_to_root()))):
+            try:
+                config = config_of(mapper.class_)
+                cached = None if config is None else cached_table(mapper, config)
+            except (ConfigurationError, Refused):
+                continue  # said where the class is used
+            if cached is not None:
+                found.setdefault(_keys.table_name(cached.schema, cached.family), mapper.class_)
+        bare = {name.rpartition(".")[2]: class_ for name, class_ in found.items()}
+        return {name: self._counters.model(class_) for name, class_ in {**bare, **found}.items()}
 
     def mentioned_in(self, sql: str) -> set[tuple[str | None, str]]:
         """Return the (schema, name) of every table that matters and whose name stands in a statement."""

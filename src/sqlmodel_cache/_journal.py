@@ -88,7 +88,7 @@ class Journal:
 
 def _table(key: str) -> str:
     """Return the table that a key names, with its schema, without its database."""
-    return _keys.slot_tag(key).rpartition(":")[0].rpartition("/")[2]
+    return _keys.name_of(_keys.table_of(key))
 
 
 def _pk(row: str) -> str:

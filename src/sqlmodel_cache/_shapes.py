@@ -27,6 +27,7 @@ from ._codec import Codec, Column, not_a_row, plain_type
 from ._renewal import body
 from .config import CacheConfig, config_of
 from .errors import CodecError, ConfigurationError
+from .metrics import ModelCounters
 
 _EAGER = {"joined", "selectin", "subquery", "immediate", "noload", False}
 
@@ -171,6 +172,7 @@ class Entity:
         reads: which rows its SELECT finds, and as which classes; a part of every fingerprint.
         shapes: what a get of it may find and the cache can hold.
         refused: why it cannot hold the other classes that a get may find.
+        counters: of gets of it; they outlive it.
     """
 
     mapper: Mapper[Any]
@@ -185,6 +187,7 @@ class Entity:
     reads: tuple[str, ...]
     shapes: tuple[Shape, ...]
     refused: dict[type, str]
+    counters: ModelCounters
     memo: dict[str, Any] = field(default_factory=dict)  # for those who serve it: what they need not find out again
     _rows: dict[tuple[str, str], Rows] = field(default_factory=dict)  # by database and driver
 
@@ -230,7 +233,7 @@ class Entity:
         return None if text is None else ((self.identity_class, pk, None), text)
 
 
-def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
+def entity_of(mapper: Mapper[Any], config: CacheConfig, counters: ModelCounters) -> Entity:
     """Return how a class is cached.
 
     Raises:
@@ -274,6 +277,7 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         renewal=config.refresh_ahead,
         shapes=tuple(shapes),
         refused=refused,
+        counters=counters,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,14 +18,15 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from . import _keys, _protocol
 from ._driver import Driver, new_id
 from ._effects import Commit, Keys, Outcome
+from ._entities import Entities
 from ._journal import Journal
 from ._namespace import Naming
-from ._plan import Effect, run
+from ._plan import Effect, Plan, run
 from ._shapes import CachedTable
 from ._statements import Write
 from ._writeset import TableRef, Transaction, WriteSet, share, transaction_of
 from .config import Settings
-from .errors import InvalidationError
+from .errors import InvalidationError, TransportError
 from .metrics import Counters
 
 log = logging.getLogger("sqlmodel_cache")
@@ -33,11 +35,14 @@ log = logging.getLogger("sqlmodel_cache")
 class Writer:
     """Fences commits."""
 
-    def __init__(self, settings: Settings, driver: Driver, naming: Naming, counters: Counters) -> None:
+    def __init__(
+        self, settings: Settings, driver: Driver, entities: Entities, naming: Naming, counters: Counters
+    ) -> None:
         self._refuse = settings.on_unreachable == "refuse"
         self._fence_ttl_ms = settings.fence_ttl_ms
         self._replicas = settings.wait_replicas
         self._driver = driver
+        self._entities = entities
         self._naming = naming
         self._counters = counters
         self.journal = Journal()
@@ -105,7 +110,7 @@ class Writer:
                 log.warning("a commit is not invalidated, for want of the database's name: %s", why)
             late = self._naming.keys(state.writes).without(keys)
             if late:
-                self._driver.run(
+                self._run(
                     _protocol.invalidate(late, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
                 )
                 self._count(late, "what a listener to a COMMIT wrote")
@@ -113,10 +118,8 @@ class Writer:
     def _commit_fenced(self, keys: Keys, send: Callable[[], None]) -> None:
         failure: Exception | None = None
 
-        def execute(effect: Effect[Any]) -> Any:
+        def commit() -> Outcome:
             nonlocal failure
-            if not isinstance(effect, Commit):
-                return self._driver.execute(effect)
             try:
                 send()
             except Exception as error:
@@ -134,7 +137,7 @@ class Writer:
         )
         self.journal.began(keys)
         try:
-            run(plan, execute)
+            self._run(plan, commit)
         finally:
             self.journal.ended(keys)
         self._count(keys, "commit" if failure is None else "a COMMIT that failed")
@@ -154,7 +157,7 @@ class Writer:
                 new_id=new_id,
                 replicas=self._replicas,
             )
-            state.fence = (keys, self._driver.run(plan))
+            state.fence = (keys, self._run(plan))
             self.journal.began(keys)
 
     def end_fence(self, state: Transaction, outcome: Outcome) -> None:
@@ -162,7 +165,7 @@ class Writer:
         if state.fence is not None:
             keys, token = state.fence
             plan = _protocol.end(keys, token, outcome, self._driver.debts, new_id=new_id, replicas=self._replicas)
-            self._driver.run(plan)
+            self._run(plan)
             self.journal.ended(keys)
             self._count(keys, "a statement that commits by itself")
         state.statement_ended()
@@ -191,12 +194,35 @@ class Writer:
         plan = _protocol.invalidate(
             keys, self._driver.debts, refuse=self._refuse, new_id=new_id, replicas=self._replicas
         )
-        self._driver.run(plan)
+        self._run(plan)
         self._count(keys, "invalidate()")
+
+    def _run(self, plan: Plan[Any], commit: Callable[[], Outcome] | None = None) -> Any:
+        """Return a plan's result. All its effects but the COMMIT go to the cache; count it where the cache fails."""
+        failed = False
+
+        def execute(effect: Effect[Any]) -> Any:
+            nonlocal failed
+            if commit is not None and isinstance(effect, Commit):
+                return commit()
+            try:
+                return self._driver.execute(effect)
+            except TransportError:
+                failed = True
+                raise
+
+        try:
+            return run(plan, execute)
+        finally:
+            self._counters.errors += failed
 
     def _count(self, keys: Keys, why: str) -> None:
         self.journal.note(keys, why)
-        self._counters.add("invalidated", len(keys.rows) + len(keys.tables))
+        shards = Counter(map(_keys.table_of, keys.rows))
+        shards.update(keys.tables)
+        for shard, count in shards.items():
+            counters = self._entities.counters_of(_keys.name_of(shard)) or self._counters
+            counters.invalidated += count
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -7,6 +7,7 @@ it is of, so a total is the sum over the models, and what belongs to none.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -97,7 +98,7 @@ class Histogram:
 class ReadOnly(dict[str, V]):
     """A dict that does not change, and that `dataclasses.asdict` and `json` know as one."""
 
-    def _refuse(self, *_: object, **__: object) -> NoReturn:
+    def _refuse(self: Any, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("it is read-only")
 
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
@@ -161,22 +162,97 @@ class Stats:
     models: Mapping[str, ModelStats] = field(default_factory=ReadOnly)  # by model, "app.models:Hero"
 
 
+class ModelCounters:
+    """The counters behind a `ModelStats`, where each event is counted once; the other counts are their sums.
+
+    Threads may race on an increment and lose one; a lock here would cost every hit more than a count is worth.
+    """
+
+    __slots__ = (
+        "_hits",
+        "_hits_took",
+        "_misses",
+        "_misses_took",
+        "bypasses",
+        "bytes_read",
+        "bytes_written",
+        "corrupt",
+        "fills",
+        "invalidated",
+        "miss_reasons",
+        "near_hits",
+        "not_stored",
+        "shared",
+    )
+
+    def __init__(self) -> None:
+        self._hits = [0] * len(BOUNDS)
+        self._misses = [0] * len(BOUNDS)
+        self._hits_took = self._misses_took = 0.0  # seconds
+        self.miss_reasons: dict[MissReason, int] = dict.fromkeys(get_args(MissReason), 0)
+        self.bypasses: dict[BypassReason, int] = dict.fromkeys(get_args(BypassReason), 0)
+        self.not_stored: dict[RefusedReason, int] = dict.fromkeys(get_args(RefusedReason), 0)
+        self.near_hits = self.fills = self.shared = self.corrupt = self.invalidated = 0
+        self.bytes_read = self.bytes_written = 0
+
+    def hit(self, seconds: float) -> None:
+        """Count a hit."""
+        self._hits[bisect_left(BOUNDS, seconds)] += 1
+        self._hits_took += seconds
+
+    def miss(self, seconds: float, reason: MissReason) -> None:
+        """Count a miss."""
+        self._misses[bisect_left(BOUNDS, seconds)] += 1
+        self._misses_took += seconds
+        self.miss_reasons[reason] += 1
+
+    def stats(self) -> ModelStats:
+        """Return the counts so far."""
+        hits = Histogram(BOUNDS, tuple(self._hits), self._hits_took)
+        misses = Histogram(BOUNDS, tuple(self._misses), self._misses_took)
+        reasons, bypasses, not_stored = dict(self.miss_reasons), dict(self.bypasses), dict(self.not_stored)
+        return ModelStats(
+            hits=hits.count,
+            near_hits=self.near_hits,
+            misses=sum(reasons.values()),
+            miss_reasons=ReadOnly[int](reasons.items()),
+            bypasses=sum(bypasses.values()),
+            bypass_reasons=ReadOnly[int](bypasses.items()),
+            fills=self.fills,
+            refused=not_stored["late"],
+            refused_reasons=ReadOnly[int](not_stored.items()),
+            fenced=reasons["fenced"],
+            shared=self.shared,
+            uncached=sum(not_stored.values()) - not_stored["late"],
+            corrupt=self.corrupt,
+            invalidated=self.invalidated,
+            errors=reasons["error"] + reasons["breaker"],
+            bytes_read=self.bytes_read,
+            bytes_written=self.bytes_written,
+            hit_seconds=hits,
+            miss_seconds=misses,
+        )
+
+
 class Counters:
     """The counters behind `Stats`."""
 
     def __init__(self) -> None:
-        # Threads may race on an increment and lose one; a lock here would cost every hit more than a count is worth.
-        self.counts = dict.fromkeys(_COUNTED, 0)
+        self._models: dict[str, ModelCounters] = {}  # only ever added to
+        self.errors = 0  # of invalidations, which may be of several models
+        self.invalidated = 0  # of tables that are no model's by now
 
-    def add(self, name: str, count: int = 1) -> None:
-        """Count; `name` is a field of `Stats`."""
-        self.counts[name] += count
+    def model(self, class_: type) -> ModelCounters:
+        """Return the counters of a model; classes of one name share them."""
+        return self._models.setdefault(f"{class_.__module__}:{class_.__qualname__}", ModelCounters())
 
-    def snapshot(self, **now: int | bool) -> Stats:
-        """Return the counts so far, and what is the case now."""
-        return Stats(**self.counts, **now)  # type: ignore[arg-type]
+    def stats(self, *, owed: int, outages: int, unreachable: bool) -> Stats:
+        """Return the counts so far, and how things are now."""
+        models = ReadOnly({name: counters.stats() for name, counters in sorted(self._models.copy().items())})
+        totals = {name: sum(getattr(stats, name) for stats in models.values()) for name in _TOTALS}
+        totals["errors"] += self.errors
+        totals["invalidated"] += self.invalidated
+        return Stats(**totals, owed=owed, outages=outages, unreachable=unreachable, models=models)
 
 
-_COUNTED = tuple(
-    field.name for field in fields(Stats) if field.name not in ("owed", "outages", "unreachable", "models")
-)
+_TOTALS = {field.name for field in fields(Stats)} & {field.name for field in fields(ModelStats)}

@@ -50,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def rate(engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str | None]:
     """Return what gets row 1, whose load takes a second, in a new session."""
     seconds = iter(range(10**9))
-    monkeypatch.setattr(_reading.time, "perf_counter", lambda: float(next(seconds)))
+    monkeypatch.setattr(_reading, "perf_counter", lambda: float(next(seconds)))
 
     def value() -> str | None:
         with Session(engine) as session:
