@@ -20,6 +20,7 @@ LAYERS: dict[str, set[str]] = {
     "_sqltext": set(),
     "_effects": {"_plan", "errors"},
     "_keys": {"_effects"},
+    "_journal": {"_effects", "_keys"},
     "config": {"_keys", "errors"},
     "_values": set(),
     "_carriers": {"_values"},
@@ -36,7 +37,8 @@ LAYERS: dict[str, set[str]] = {
     "_shapes": {"_codec", "_keys", "_renewal", "_sqlalchemy", "config", "errors", "metrics"},
     "_entities": {"_foreign_keys", "_keys", "_shapes", "_sqlalchemy", "config", "errors", "metrics"},
     "_statements": {"_codec", "_entities", "_shapes", "_sqlalchemy", "_sqltext", "_writeset"},
-    "transport.memory": {"_effects", "_plan", "errors"},
+    "transport._sampling": {"_plan"},
+    "transport.memory": {"_effects", "_plan", "errors", "transport._sampling"},
     "transport._servers": set(),
     "transport._commands": {"_effects", "_keys", "_plan", "errors", "transport._servers"},
     "transport._batches": {"_plan", "errors"},
@@ -53,6 +55,7 @@ LAYERS: dict[str, set[str]] = {
         "transport._clients",
         "transport._cluster",
         "transport._commands",
+        "transport._sampling",
         "transport._servers",
         "transport._wires",
     },
@@ -123,6 +126,7 @@ LAYERS: dict[str, set[str]] = {
         "_driver",
         "_effects",
         "_entities",
+        "_journal",
         "_keys",
         "_namespace",
         "_plan",
@@ -206,6 +210,26 @@ LAYERS: dict[str, set[str]] = {
         "transport.redis",
     },
     "cli": {"configure", "errors", "follow"},
+    "contrib": set(),
+    "contrib.fastapi": {"configure", "errors"},
+    "contrib.dashboard._history": {"metrics"},
+    "contrib.dashboard._views": {
+        "_entities",
+        "_keys",
+        "_sqlalchemy",
+        "cache",
+        "configure",
+        "contrib.dashboard._history",
+        "errors",
+        "metrics",
+        "transport",
+    },
+    "contrib.dashboard": {
+        "configure",
+        "contrib.dashboard._history",
+        "contrib.dashboard._views",
+        "errors",
+    },
     "__init__": {"config", "configure", "errors", "explanation", "metrics", "transport"},
 }
 
@@ -258,6 +282,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "session": {"sqlalchemy"},
     "configure": {"sqlalchemy"},
     "cli": {"rich", "typer"},
+    "contrib.dashboard": {"msgspec"},
 }
 
 
@@ -271,11 +296,12 @@ def modules() -> dict[str, ast.Module]:
 
 
 MODULES = modules()
+PACKAGES = {"contrib", "contrib.dashboard", "follow", "transport"}
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
     """Yield each imported module and name: of this package without its name, and with a leading dot."""
-    package = [name] if name in ("follow", "transport") else name.split(".")[:-1]
+    package = name.split(".") if name in PACKAGES else name.split(".")[:-1]
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Import):
             for alias in node.names:

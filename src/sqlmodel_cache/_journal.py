@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from . import _keys
 from ._effects import Keys
@@ -17,7 +17,8 @@ MAX_KEYS = 64  # of rows, and of shards, that a note remembers: it is to be read
 MAX_IN_FLIGHT = 1_000
 
 
-class Touched(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Touched:
     """One table of a note: the rows that are remembered, as in keys, or that all of it was invalidated."""
 
     table: str
@@ -25,7 +26,8 @@ class Touched(NamedTuple):
     whole: bool
 
 
-class Note(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Note:
     """One invalidation, after it has been sent, or is owed."""
 
     number: int

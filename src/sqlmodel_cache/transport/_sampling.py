@@ -25,7 +25,8 @@ Heat: TypeAlias = Literal[
 ]
 
 
-class Held(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Held:
     """One key."""
 
     key: str

@@ -15,6 +15,8 @@ from importlib.resources import files
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, quote, urlsplit
 
+import msgspec
+
 from ...configure import SQLModelCache
 from ...errors import CacheError, ConfigurationError
 from ._history import STEP, History
@@ -187,7 +189,7 @@ def _is_own(headers: Mapping[bytes, bytes]) -> bool:
 
 
 async def _send_json(send: Send, status: int, value: Any) -> None:
-    await _send(send, status, json.dumps(value).encode(), {"content-type": "application/json"})
+    await _send(send, status, msgspec.json.encode(value), {"content-type": "application/json"})
 
 
 async def _send(send: Send, status: int, body: bytes, headers: Mapping[str, str], *, empty: bool = False) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ...metrics import Histogram, ModelStats, Stats
 
@@ -20,7 +21,8 @@ Reads = tuple[int, int, float, float, float, float]
 """Hits, misses, and in ms: median and 99th percentile of the hits, then of the misses."""
 
 
-class Point(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Point:
     """What was read between two looks; `reads` has all models together under ""."""
 
     number: int

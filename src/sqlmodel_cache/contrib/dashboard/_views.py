@@ -1,4 +1,4 @@
-"""What the dashboard shows, as JSON: read from the cache, never written to it. And the one thing that it may do."""
+"""What the dashboard shows, for JSON: read from the cache, never written to it. And the one thing that it may do."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def overview(history: History, known: tuple[str, int], *, actions: bool) -> Json
         "actions": actions,
         "configured": cache is not None,
         "stats": _counts(stats),
-        "points": [point._asdict() for point in history.since(since)],
+        "points": history.since(since),
         "on": "no cache",
         "models": [],
         "invalidations": [],
@@ -55,7 +55,7 @@ def overview(history: History, known: tuple[str, int], *, actions: bool) -> Json
         busiest = sorted(counted, key=lambda name: (-counted[name].hits - counted[name].misses, name))
         view["models"] = [_model(name, counted[name]) for name in busiest[:MAX_MODELS]]
         view["invalidations"] = [
-            {**note._asdict(), "keys": None, "touched": [touched._asdict() for touched in note.touched()]}
+            {"number": note.number, "at": note.at, "why": note.why, "rows": note.rows, "touched": note.touched()}
             for note in cache.writer.journal.notes()
         ]
         view["in_flight"] = [
@@ -150,8 +150,8 @@ def _sampled() -> Json:
         "count": len(rows),
         "complete": found.complete,
         "heat": found.heat,
-        "largest": [each._asdict() for each in sorted(rows, key=lambda each: -each.bytes)[:SHOWN]],
-        "hottest": [each._asdict() for each in sorted(rows, key=lambda each: -each.heat)[:SHOWN]],
+        "largest": sorted(rows, key=lambda each: -each.bytes)[:SHOWN],
+        "hottest": sorted(rows, key=lambda each: -each.heat)[:SHOWN],
     }
 
 
