@@ -7,7 +7,7 @@ const COLOURS = 6;
 const processes = new Map(); // each worker of the server answers for itself: what is known of it, by its name
 let shown = null; // the process
 let model = ""; // all of them together
-let range = 900; // seconds
+let range = 300; // seconds
 let sure = null; // a button that was pressed once and wants to be pressed again
 
 const $ = (id) => document.getElementById(id);
@@ -181,7 +181,7 @@ function cards(data) {
   const label = Object.keys(RANGES).find((name) => RANGES[name] === range);
   const inFlight = data.in_flight.length;
   $("cards").replaceChildren(
-    card("Hit rate", percent(rateOf(hits, misses)), `${percent(rateOf(stats.hits, stats.misses))} since configured`),
+    card("Hit rate", percent(rateOf(hits, misses) ?? rateOf(stats.hits, stats.misses)), `${percent(rateOf(stats.hits, stats.misses))} since configured`),
     card("Reads", seconds ? `${count((hits + misses) / seconds)} /s` : "–", `${count(hits + misses)} in ${label}`),
     card("A hit takes", duration(timeOf(points, "", 2)), `99 %: ${duration(timeOf(points, "", 3))}`),
     card("A miss takes", duration(timeOf(points, "", 4)), `99 %: ${duration(timeOf(points, "", 5))}`),
