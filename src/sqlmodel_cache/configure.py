@@ -374,6 +374,11 @@ class SQLModelCache:
         cls._cache = cls._hooks = None
 
 
+def current() -> Cache | None:
+    """Return the cache that is configured in this process, for what looks on: it does not outlive a `reset()`."""
+    return SQLModelCache._cache
+
+
 @functools.cache
 def _nothing_cached() -> Cache:
     """Return what answers reads of many rows while nothing is configured."""
