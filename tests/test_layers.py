@@ -123,6 +123,18 @@ LAYERS: dict[str, set[str]] = {
         "errors",
         "metrics",
     },
+    "explanation": {"_entities", "_lazy", "_shapes", "config", "errors"},
+    "_inspecting": {
+        "_admission",
+        "_driver",
+        "_effects",
+        "_entities",
+        "_namespace",
+        "_shapes",
+        "_writeset",
+        "errors",
+        "explanation",
+    },
     "_writing": {
         "_driver",
         "_effects",
@@ -142,6 +154,7 @@ LAYERS: dict[str, set[str]] = {
     "cache": {
         "_driver",
         "_entities",
+        "_inspecting",
         "_keys",
         "_lazy",
         "_namespace",
@@ -194,7 +207,6 @@ LAYERS: dict[str, set[str]] = {
         "follow._source",
         "follow._stream",
     },
-    "explanation": {"_entities", "_lazy", "_shapes", "config", "errors"},
     "session": {"_effects", "_sqlalchemy", "_sqltext", "_writeset", "_writing", "cache", "config", "errors"},
     "configure": {
         "_entities",
@@ -333,6 +345,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_sealing": {"cryptography"},
     "_unique": {"msgspec", "sqlalchemy"},
     "_admission": {"sqlalchemy"},
+    "_inspecting": {"sqlalchemy"},
     "_reading": {"sqlalchemy"},
     "_lazy": {"sqlalchemy"},
     "_queries": {"sqlalchemy"},
