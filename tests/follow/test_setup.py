@@ -70,27 +70,35 @@ def test_command_without_a_setup_fails_with_the_remedy(database: Engine) -> None
     ]
 
 
-def test_setup_adds_tables_that_came_later(database: Engine, outside: psycopg.Connection[Any]) -> None:
-    """A publication that lacks a table, or a kind of change, is completed; one table more is one statement."""
+def test_setup_adds_tables_that_came_later(
+    database: Engine, outside: psycopg.Connection[Any], humble: Engine
+) -> None:
+    """A publication that lacks a table, rows, or a kind of change is completed; who may not do that refuses it."""
     SQLModelCache.configure()
+    outside.execute("ALTER ROLE humble REPLICATION")
     source = SQLModelCache.follower(database).source
     source.setup()
-    outside.execute("ALTER PUBLICATION sqlmodel_cache_postgres DROP TABLE hero")
-    outside.execute("ALTER PUBLICATION sqlmodel_cache_postgres SET (publish = 'insert')")
+    name = "sqlmodel_cache_postgres"
+    outside.execute(f"ALTER PUBLICATION {name} DROP TABLE hero, team".encode())
+    outside.execute(f"ALTER PUBLICATION {name} ADD TABLE team WHERE (id > 0)".encode())
+    outside.execute(f"ALTER PUBLICATION {name} SET (publish = 'insert')".encode())
     statements = source.setup_sql()
     assert [statement.partition(" SET ")[0] for statement in statements] == [
-        'ALTER PUBLICATION "sqlmodel_cache_postgres"',
-        'ALTER PUBLICATION "sqlmodel_cache_postgres" ADD TABLE "public"."hero"',
+        f'ALTER PUBLICATION "{name}"',
+        f'ALTER PUBLICATION "{name}" DROP TABLE "public"."team"',
+        f'ALTER PUBLICATION "{name}" ADD TABLE "public"."hero", "public"."team"',
     ]
+    source.check()  # it will complete its own publication itself
     with pytest.raises(FollowerError) as failed:
-        source.check()
+        SQLModelCache.follower(humble).source.check()
     assert [what for what, _ in failed.value.problems] == [
         "the publication leaves out some changes",
         '"public"."hero" is not published',
+        '"public"."team" is not published',
     ]
     source.setup()
     assert source.setup_sql() == []
-    source.check()
+    SQLModelCache.follower(humble).source.check()
 
 
 def unlogged(outside: psycopg.Connection[Any]) -> Engine | None:

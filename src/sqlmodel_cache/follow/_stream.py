@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -29,6 +30,8 @@ ALIVE_SECONDS = 0.5  # between signs of life
 WATCH_SECONDS = 1.0  # between two looks at the catalog
 SILENCE_SECONDS = 10.0  # of the server, after which its connection counts as cut
 VISIBLE_SECONDS = 0.002  # between two looks at whether a commit is visible
+IDLE_MS = 3000  # after which the server ends the session of a follower that is frozen before it replicates
+LOCK_MS = 1000  # that others are kept from a table that joins the publication, and its changes from the cache
 
 _SETTINGS: dict[str, Any] = {
     "connect_timeout": 5,
@@ -40,6 +43,9 @@ _SETTINGS: dict[str, Any] = {
     "client_encoding": "UTF8",
     "application_name": "sqlmodel-cache follow",
 }
+
+
+_UNDEFINED_OBJECT = b"42704"
 
 
 class _SlotUnusable(Exception):
@@ -76,6 +82,7 @@ class Stream:
         self._replication: pq.abc.PGconn | None = None
         self._reset()
         self._health = Health()
+        self._history = ""  # which course of commits the server is on
 
     def _reset(self) -> None:
         self._changes = Changes(self._stale)
@@ -147,6 +154,7 @@ class Stream:
                 self._replication = self._open_replication()
             if not self._locked():
                 return False
+            self._history = self._identify()
             state = self._look(self._sql)
             self._refuse(state)
             if self._discard or state.slot is None or self._unusable(state.slot):
@@ -157,6 +165,11 @@ class Stream:
         key = int.from_bytes(hashlib.blake2b(self._name.encode(), digest_size=8).digest(), signed=True)
         result = self._command(f"SELECT pg_try_advisory_lock({key})")
         return result.get_value(0, 0) == b"t"
+
+    def _identify(self) -> str:
+        """Return the server's identity and timeline: promoted, it may lack commits that its predecessor had."""
+        result = self._command("IDENTIFY_SYSTEM")
+        return " ".join((result.get_value(0, place) or b"").decode() for place in (0, 1))
 
     def _start(self) -> bool:
         publications = _catalog.literal(_catalog.quoted(self._name))
@@ -211,15 +224,17 @@ class Stream:
             return self._compare(state)
 
     def _publish(self, state: State) -> State:
+        """Complete the publication, if this role may; a table that somebody has locked joins later."""
         assert self._sql is not None  # noqa: S101
-        sound = {member.name for member in state.unpublished} - {
-            member.name for member in state.members if not (member.logged and member.identified)
-        }
-        if not sound or state.publication is None or not state.publication.mine:
+        if state.publication is None or not state.publication.mine:
             return state
-        for statement in _catalog.publication_sql(state, self._name):
-            self._sql.execute(statement.encode())
-        return self._look(self._sql)
+        sound = replace(state, members=tuple(each for each in state.members if each.logged and each.identified))
+        statements = list(_catalog.publication_sql(sound, self._name))
+        for statement in statements:
+            with suppress(psycopg.errors.LockNotAvailable), self._sql.transaction():
+                self._sql.execute(f"SET LOCAL lock_timeout = {LOCK_MS}".encode())
+                self._sql.execute(statement.encode())
+        return self._look(self._sql) if statements else state
 
     def _compare(self, state: State) -> Batch | None:
         digests = state.digests()
@@ -227,8 +242,8 @@ class Stream:
         comment = state.publication.comment if state.publication is not None and mine else None
         batch = Batch(position=digests)
         if self._digests is None:
-            changed = set() if comment == _catalog.ready(digests) else set(digests)
-            if comment != _catalog.ready(digests):
+            changed = set() if comment == _catalog.ready(digests, self._history) else set(digests)
+            if comment != _catalog.ready(digests, self._history):
                 batch.writes = self._stale.everything()
         else:
             old = self._digests
@@ -239,7 +254,7 @@ class Stream:
         self._settling = {name: until for name, until in self._settling.items() if oldest < until}
         if oldest < newest:
             self._settling.update(dict.fromkeys(changed, newest))
-        comment_is_due = mine and not self._settling and comment != _catalog.ready(digests)
+        comment_is_due = mine and not self._settling and comment != _catalog.ready(digests, self._history)
         if not batch.writes and not comment_is_due:
             self._digests = digests
             return None
@@ -264,7 +279,7 @@ class Stream:
         if not self._settling:
             state = _catalog.look(self._sql, self._name, ())
             if state.publication is not None and state.publication.mine:
-                comment = _catalog.comment_sql(self._name, _catalog.ready(digests))
+                comment = _catalog.comment_sql(self._name, _catalog.ready(digests, self._history))
                 self._sql.execute(_catalog.while_locked_sql(self._replication.backend_pid, comment).encode())
 
     # the stream
@@ -291,10 +306,20 @@ class Stream:
             if size == 0:
                 break
             if size < 0:
-                raise SourceError("the server has ended the replication")
+                raise self._ended()
             self._take(bytes(data))
         self._say()
         return not changes.empty and not changes.within
+
+    def _ended(self) -> Exception:
+        """Return why the server has ended the replication."""
+        assert self._replication is not None  # noqa: S101
+        result = self._replication.get_result()
+        why = b"" if result is None else result.error_message
+        if result is not None and result.error_field(pq.DiagnosticField.SQLSTATE) == _UNDEFINED_OBJECT:
+            # There was no publication at some time since the slot was confirmed: nothing behind can be decoded.
+            return _SlotUnusable(why.decode(errors="replace").strip())
+        return SourceError(f"the server has ended the replication: {why.decode(errors='replace').strip()}")
 
     def _take(self, data: bytes) -> None:
         message = unframe(data)
@@ -361,7 +386,7 @@ class Stream:
         self._looked = now
         self._health = Health(
             self._health.kept_bytes,
-            (*_catalog.problems(state), *_catalog.missing(state)),
+            (*_catalog.problems(state), *_catalog.missing(state), *_catalog.blind_spots(state)),
             self._health.started_over,
         )
         self._check(state.slot)
@@ -371,6 +396,8 @@ class Stream:
         self._health = Health(kept, self._health.problems, self._health.started_over)
         if slot is None or self._unusable(slot):
             raise _SlotUnusable
+        if slot.awaited:  # 1 W: COMMIT waits for F   2 F: waits until it is visible   nobody goes on
+            raise SourceError("commits wait for the follower as for a standby")
 
     def _say(self, *, now: bool = False) -> None:
         if now or time.monotonic() >= self._said + ALIVE_SECONDS:
@@ -411,6 +438,8 @@ class Stream:
         connection = pq.PGconn.connect(make_conninfo(self._connect, **settings).encode())
         if connection.status != pq.ConnStatus.OK:
             raise SourceError(connection.error_message.decode(errors="replace").strip())
+        if connection.server_version >= 140_000:
+            connection.exec_(f"SET idle_session_timeout = {IDLE_MS}".encode())
         return connection
 
     def _command(self, sql: str) -> pq.abc.PGresult:
@@ -455,9 +484,10 @@ def running_in(snapshot: str, xids: set[int]) -> set[int]:
 
 
 def _parents(members: Sequence[Member]) -> dict[Name, set[Name]]:
-    """Return, for each table whose changes are published under its own name, the cached ones that show its rows."""
+    """Return, for each table as whose changes may be published, the cached ones that show its rows, but for itself."""
     found: dict[Name, set[Name]] = {}
     for member in members:
-        if member.name != member.root:
-            found.setdefault(member.name, set()).add(member.root)
+        for name in (member.name, *member.above):
+            if name != member.root:
+                found.setdefault(name, set()).add(member.root)
     return found
