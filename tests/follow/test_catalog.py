@@ -75,8 +75,8 @@ def test_publication_that_is_gone_and_comes_back_is_followed_again(
         catch_up(outside)
         outside.execute(f"DROP PUBLICATION {NAME}")
         outside.execute("UPDATE hero SET name = 'new'")
-        eventually(lambda: running.stats.restarts > 0)
-        warm(database, pk)
+        eventually(lambda: any(what == "there is no publication" for what, _ in running.stats.problems))
+        eventually(lambda: hits(database, pk))
         outside.execute("UPDATE hero SET name = 'newer'")
         outside.execute(f"CREATE PUBLICATION {NAME} FOR ALL TABLES WITH ({ALL}, publish_via_partition_root)")
         eventually(lambda: get_hero(database, pk).name == "newer")
@@ -239,4 +239,3 @@ def test_view_in_a_tables_place_is_reported(database: Engine, outside: psycopg.C
             assert what == '"public"."follow_full" is a view: what it shows changes elsewhere'
     finally:
         outside.execute("DROP VIEW follow_full")
-

@@ -70,9 +70,7 @@ def test_command_without_a_setup_fails_with_the_remedy(database: Engine) -> None
     ]
 
 
-def test_setup_adds_tables_that_came_later(
-    database: Engine, outside: psycopg.Connection[Any], humble: Engine
-) -> None:
+def test_setup_adds_tables_that_came_later(database: Engine, outside: psycopg.Connection[Any], humble: Engine) -> None:
     """A publication that lacks a table, rows, or a kind of change is completed; who may not do that refuses it."""
     SQLModelCache.configure()
     outside.execute("ALTER ROLE humble REPLICATION")

@@ -9,24 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 
-from ._source import Problem
+from ._source import Name, Problem, quoted
 
 STARTING = "sqlmodel-cache: starting"
 OLDEST_VERSION = 130_000  # publish_via_partition_root, pg_current_snapshot()
-
-
-class Name(NamedTuple):
-    """A table in its schema."""
-
-    schema: str
-    table: str
-
-    def __str__(self) -> str:
-        return f"{quoted(self.schema)}.{quoted(self.table)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +91,23 @@ class State:
         """Members whose changes nobody hears of."""
         return [member for member in self.members if not member.published and not member.via_root]
 
-    def digests(self) -> dict[Name, str]:
-        """Return a digest of each cached table: of what its rows are besides the changes of rows."""
-        found: dict[Name, list[str]] = {}
-        for member in self.members:
-            found.setdefault(member.root, []).append(f"{member.name} {member.published} {member.digest}")
-        return {root: _digest(sorted(lines)) for root, lines in found.items()}
+
+def digests(members: Iterable[Member]) -> dict[Name, str]:
+    """Return a digest of each cached table: of what its rows are besides the changes of rows."""
+    found: dict[Name, list[str]] = {}
+    for member in members:
+        found.setdefault(member.root, []).append(f"{member.name} {member.published} {member.digest}")
+    return {root: _digest(sorted(lines)) for root, lines in found.items()}
 
 
-def ready(digests: dict[Name, str], history: str) -> str:
+def ready(tables: dict[Name, str], history: str) -> str:
     """Return the comment that says that all was invalidated since the slot was made and the tables were as they are.
 
     Args:
-        digests: of the tables.
+        tables: their digests.
         history: which course of commits this is: a server that was promoted may lack some that the cache has seen.
     """
-    lines = [f"{name} {digest}" for name, digest in sorted(digests.items())]
+    lines = [f"{name} {digest}" for name, digest in sorted(tables.items())]
     return f"sqlmodel-cache: ready {_digest([history, *lines])}"
 
 
@@ -278,12 +269,6 @@ def create_slot_sql(name: str) -> str:
 def drop_slot_sql(name: str) -> str:
     """Return the statement that drops the slot."""
     return f"SELECT pg_drop_replication_slot({literal(name)})"
-
-
-def quoted(name: str) -> str:
-    """Return a name as SQL writes it."""
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
 
 
 def literal(text: str) -> str:

@@ -19,10 +19,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..errors import FollowerError
 from . import _catalog
-from ._catalog import Member, Name, State
+from ._catalog import Member, State
 from ._changes import Batch, Changes, Stale
 from ._pgoutput import DecodeError, Keepalive, decode, status, unframe
-from ._source import Health, Interrupted, SourceError, Wake
+from ._source import Health, Interrupted, Name, SourceError, Wake, quoted
 
 BATCH_ROWS = 1000  # after which no more transactions join a batch
 SENDER_TIMEOUT = 3.0  # seconds; a follower that was silent for so long is no longer the one
@@ -172,10 +172,10 @@ class Stream:
         return " ".join((result.get_value(0, place) or b"").decode() for place in (0, 1))
 
     def _start(self) -> bool:
-        publications = _catalog.literal(_catalog.quoted(self._name))
+        publications = _catalog.literal(quoted(self._name))
         try:
             self._command(
-                f"START_REPLICATION SLOT {_catalog.quoted(self._name)} LOGICAL 0/0 "
+                f"START_REPLICATION SLOT {quoted(self._name)} LOGICAL 0/0 "
                 f"(proto_version '1', publication_names {publications})"
             )
         except SourceError as error:
@@ -237,7 +237,7 @@ class Stream:
         return self._look(self._sql) if statements else state
 
     def _compare(self, state: State) -> Batch | None:
-        digests = state.digests()
+        digests = _catalog.digests(state.members)
         mine = state.publication is not None and state.publication.mine
         comment = state.publication.comment if state.publication is not None and mine else None
         batch = Batch(position=digests)
