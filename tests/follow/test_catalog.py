@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from follow.conftest import PATIENCE, Following, catch_up, eventually, following, remembered
+from follow.conftest import PATIENCE, Following, catch_up, eventually, following
 from follow.tables import Event, OldEvent
 from follow.test_loss import hits, warm
 from follow.test_stream import DAY, ID, OLD_DAY, hit
@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from sqlmodel_cache import SQLModelCache
+from sqlmodel_cache.follow._connect import connect_replication
 from sqlmodel_cache.follow._stream import Stream
 
 NAME = "sqlmodel_cache_postgres"
@@ -58,8 +59,7 @@ def test_publication_that_leaves_something_out_is_completed(
         catch_up(outside)
         outside.execute(f"ALTER PUBLICATION {NAME} {clause}".encode())
         eventually(lambda: running.follower.source.setup_sql() == [])
-        eventually(lambda: remembered(database).startswith("sqlmodel-cache: ready"))
-        warm(database, pk)
+        eventually(lambda: hits(database, pk))
         outside.execute("UPDATE hero SET name = 'new'")
         catch_up(outside)
         assert get_hero(database, pk).name == "new"
@@ -183,7 +183,7 @@ def test_follower_that_is_frozen_before_it_replicates_does_not_lead(database: En
     SQLModelCache.configure()
     frozen: Any = SQLModelCache.follower(database).source
     frozen.setup()
-    frozen._replication = frozen._open_replication()
+    frozen._replication = connect_replication(frozen._where)
     waiting = Following(SQLModelCache.follower(database))
     try:
         assert frozen._locked()

@@ -175,7 +175,7 @@ def test_change_that_no_row_tells_is_followed(site: Site, while_following: bool)
 
 @pytest.mark.parametrize("site", ["postgresql"], indirect=True)
 def test_triggers_fire_for_whoever_writes(site: Site) -> None:
-    """Also for what a subscription applies; when somebody has switched one off, that is said, and the setup mends it."""
+    """Also for what a subscription applies; one that somebody has switched off is said, and the setup mends it."""
     SQLModelCache.configure()
     pk = add_hero(site.engine)
     with Noting(site) as running:

@@ -24,22 +24,22 @@ class Member:
     """A table whose rows a cached table shows: itself, a partition, or one that inherits from it.
 
     Attributes:
+        above: where its root is itself a partition, the tables as whose its changes may be published.
         via_root: its changes are published as those of its root, because it is a partition.
         filtered: the publication leaves out some of its rows.
-        above: where its root is itself a partition, the tables as whose its changes may be published.
         digest: changes with its columns, with its storage (TRUNCATE, a rewrite), with its identity, and when it
             leaves the publication, its parent or a name, even if it comes back at once.
     """
 
     root: Name
     name: Name
+    above: tuple[Name, ...]
     kind: str
     via_root: bool
     logged: bool
     identified: bool  # it has a replica identity: without one, its UPDATEs would fail once it is published
     published: bool
     filtered: bool
-    above: tuple[Name, ...]
     digest: str
 
 
@@ -126,8 +126,7 @@ def members(connection: psycopg.Connection[Any], name: str, tables: Sequence[str
     """Return every table whose rows a cached table shows, in any schema: a `schema_translate_map` may lead there."""
     rows = connection.execute(_MEMBERS, {"name": name, "tables": list(tables)}).fetchall()
     return tuple(
-        Member(Name(*row[:2]), Name(*row[2:4]), *row[4:10], tuple(Name(*above) for above in row[10]), row[11])
-        for row in rows
+        Member(Name(*row[:2]), Name(*row[2:4]), tuple(Name(*each) for each in row[4]), *row[5:]) for row in rows
     )
 
 
@@ -292,16 +291,14 @@ def _maybe(kind: Any, connection: psycopg.Connection[Any], query: Any, parameter
     return None if row is None else kind(*row)
 
 
-_AWAITED = r"current_setting('synchronous_standby_names') ~ '\*|sqlmodel-cache follow'"  # application_name, or all
-
-_SERVER = f"""
+_SERVER = r"""
 SELECT current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery(),
        rolsuper OR rolreplication OR EXISTS (
            SELECT FROM pg_roles AS granted
            WHERE granted.rolname = 'rds_replication' AND pg_has_role(granted.oid, 'MEMBER')),
        rolname::text,
        current_setting('max_replication_slots')::int - (SELECT count(*)::int FROM pg_replication_slots),
-       {_AWAITED}
+       current_setting('synchronous_standby_names') ~ '\*|sqlmodel-cache follow'
 FROM pg_roles WHERE rolname = current_user
 """
 
@@ -312,13 +309,13 @@ SELECT pg_has_role(pubowner, 'USAGE'),
 FROM pg_publication WHERE pubname = %s
 """
 
-_SLOT = f"""
+_SLOT = r"""
 SELECT coalesce(wal_status, 'lost') <> 'lost',
        coalesce(plugin, '') = 'pgoutput' AND coalesce(database, '') = current_database(),
        coalesce(pg_wal_lsn_diff(
            CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
            restart_lsn), 0)::bigint,
-       {_AWAITED}
+       current_setting('synchronous_standby_names') ~ '\*|sqlmodel-cache follow'
 FROM pg_replication_slots WHERE slot_name = %s
 """
 
@@ -338,7 +335,12 @@ WITH RECURSIVE tree AS (
     JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.tablename
     WHERE p.pubname = %(name)s AND to_jsonb(p) ->> 'rowfilter' IS NULL
 )
-SELECT rn.nspname::text, r.relname::text, n.nspname::text, c.relname::text, c.relkind::text,
+SELECT rn.nspname::text, r.relname::text, n.nspname::text, c.relname::text,
+       ARRAY(SELECT ARRAY[an.nspname::text, ac.relname::text]
+             FROM pg_partition_ancestors(c.oid) AS a
+             JOIN pg_class AS ac ON ac.oid = a.relid JOIN pg_namespace AS an ON an.oid = ac.relnamespace
+             WHERE r.relispartition AND a.relid NOT IN (c.oid, r.oid)),
+       c.relkind::text,
        c.relispartition AND c.oid <> r.oid, c.relpersistence = 'p',
        CASE c.relreplident
            WHEN 'd' THEN EXISTS (SELECT FROM pg_index AS x WHERE x.indrelid = c.oid AND x.indisprimary)
@@ -348,10 +350,6 @@ SELECT rn.nspname::text, r.relname::text, n.nspname::text, c.relname::text, c.re
                OR p.oid IN (SELECT a.relid FROM pg_partition_ancestors(c.oid) AS a)),
        EXISTS (SELECT FROM pg_publication_rel AS j JOIN pg_publication AS p ON p.oid = j.prpubid
                WHERE j.prrelid = c.oid AND p.pubname = %(name)s AND to_jsonb(j) ->> 'prqual' IS NOT NULL),
-       ARRAY(SELECT ARRAY[an.nspname::text, ac.relname::text]
-             FROM pg_partition_ancestors(c.oid) AS a
-             JOIN pg_class AS ac ON ac.oid = a.relid JOIN pg_namespace AS an ON an.oid = ac.relnamespace
-             WHERE r.relispartition AND a.relid NOT IN (c.oid, r.oid)),
        concat_ws(' ', c.oid, c.xmin, c.relfilenode, c.relreplident,
                  (SELECT string_agg(i.xmin::text, ',' ORDER BY i.inhparent)
                   FROM pg_inherits AS i WHERE i.inhrelid = c.oid),

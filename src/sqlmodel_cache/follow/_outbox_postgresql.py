@@ -5,35 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
 from .._shapes import CachedTable
 from ._catalog import Member, digests, literal, members, ready
+from ._connect import connect
 from ._outbox import TABLE, Note, trigger_name
 from ._source import Name, quoted
 
 IDLE_MS = 4000  # after which the server ends the session of a follower that is frozen, and with it its lock
-_SETTINGS: dict[str, Any] = {
-    "connect_timeout": 5,
-    "keepalives_idle": 2,
-    "keepalives_interval": 1,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 5000,
-    "client_encoding": "UTF8",
-    "application_name": "sqlmodel-cache follow",
-}
 
 
 class PostgresOutbox:
-    """One connection. `connect` is a connect string, as libpq reads it."""
+    """One connection. `where` is a connect string, as libpq reads it."""
 
     errors: tuple[type[Exception], ...] = (psycopg.Error,)
 
-    def __init__(self, connect: str) -> None:
-        self._connection = psycopg.connect(make_conninfo(connect, **_SETTINGS), autocommit=True)
+    def __init__(self, where: str) -> None:
+        self._connection = connect(where)
 
     def statements(self, tables: Sequence[CachedTable]) -> list[str]:
         """Return the statements that are still needed, to be run in one transaction."""
