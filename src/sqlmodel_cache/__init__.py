@@ -6,7 +6,7 @@ from .config import CacheConfig, NearCache, Settings
 from .configure import SQLModelCache
 from .errors import CacheError, CodecError, ConfigurationError, FollowerError, InvalidationError, TransportError
 from .explanation import Explanation
-from .metrics import Stats
+from .metrics import Histogram, ModelStats, Stats
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
 
 __all__ = [
@@ -17,8 +17,10 @@ __all__ = [
     "ConfigurationError",
     "Explanation",
     "FollowerError",
+    "Histogram",
     "InvalidationError",
     "MemoryTransport",
+    "ModelStats",
     "NearCache",
     "RedisAsyncTransport",
     "RedisSyncTransport",

@@ -15,7 +15,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
@@ -36,6 +36,7 @@ from ._writeset import (
 )
 from .config import Settings, milliseconds
 from .errors import ConfigurationError
+from .metrics import BypassReason
 
 STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "AUTOCOMMIT"})  # each SELECT sees what is committed by then
 
@@ -78,6 +79,7 @@ class Lane:
         trusted: a transaction has begun, and is believed to take a snapshot for each statement.
         transactions: those whose own writes a SELECT of the session may see.
         idle: the session had nothing to flush.
+        awaits: the engine is an asyncio one.
         hidden: makes what stands for a primary key in keys, where they do not show it.
     """
 
@@ -90,6 +92,7 @@ class Lane:
     trusted: bool
     transactions: tuple[Transaction, ...]
     idle: bool = False
+    awaits: bool = False
     hidden: Callable[[str], str] | None = None
     _lookups: dict[str, Lookup] = field(default_factory=dict)  # by primary key: hot rows are asked for again and again
 
@@ -121,9 +124,9 @@ class _Usual:
     lane: Lane
     session_class: type[Session]
     pool: weakref.ref[Pool]
+    dialect: Dialect  # engines may share a pool, and differ in it: in its isolation level
     options: Any  # of the engine
     shares: bool  # sessions on this pool may share a transaction
-    awaits: bool  # the engine is an asyncio one
     pid: int  # in-memory databases part ways at a fork
 
     def fits(self, session: Session, entity: Entity) -> bool:
@@ -137,9 +140,7 @@ class _Usual:
         if bind.get_execution_options() is not self.options or not isinstance(bind, Engine):
             return False
         pool = bind.pool
-        if pool is not self.pool() or self.pid != os.getpid():
-            return False
-        if self.awaits and not _sqlalchemy.in_greenlet():
+        if pool is not self.pool() or bind.dialect is not self.dialect or self.pid != os.getpid():
             return False
         if self.shares:
             shared = shared_transaction(pool)
@@ -158,49 +159,60 @@ class Admission:
 
     # what may be asked
 
-    def lane(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | None:
-        """Return the lane for reads that may use the cache, or None where they must go to the database.
+    def lane(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | BypassReason:
+        """Return the lane for reads that may use the cache, or why they must go to the database.
 
         The session is flushed, and begun, as a SELECT would do it; no connection is opened.
         """
-        usual: _Usual | None = entity.memo.get(_USUAL)
-        if usual is None or (options and options not in _UNASKED) or self._driver.debts.any:
-            return self._find(session, entity, options)
-        if not usual.fits(session, entity) or _sqlalchemy.merging.get():
+        lane = None
+        if not options or options in _UNASKED:
+            lane = self.usual_lane(session, entity)
+        if lane is None or (lane.awaits and not _sqlalchemy.in_greenlet()):
             return self._find(session, entity, options)
         _sqlalchemy.autobegin(session)
+        return lane
+
+    def usual_lane(self, session: Session, entity: Entity) -> Lane | None:
+        """Return the lane for a session that has done nothing yet, or None where one must look closer.
+
+        The session has nothing to flush, and is still to be begun.
+        """
+        usual: _Usual | None = entity.memo.get(_USUAL)
+        if usual is None or self._driver.debts.any or not usual.fits(session, entity) or _sqlalchemy.merging.get():
+            return None
         return usual.lane
 
-    def _find(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | None:
+    def _find(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | BypassReason:
         if not self._naming.may_read:
-            return None
+            return "rollout"
         call = options.get("execution_options") or _NOTHING
         session_options = _sqlalchemy.options_of(session) or _NOTHING
-        if not _is_plain(session, options, call, session_options):
-            return None
+        refusal = _why_not_plain(session, options, call, session_options)
+        if refusal is not None:
+            return refusal
         _sqlalchemy.autoflush(session)
         try:
             bind = _sqlalchemy.bind_of(session, entity.mapper)
             if isinstance(bind, Connection) and (bind.closed or bind.invalidated):
-                return None
+                return "database"
             if _nobody_awaits(bind):
-                return None
+                return "database"
             namespace = self._naming.namespace(session, bind)
         except ConfigurationError:
             raise
         except Exception:  # no bind, no database: the plain get says so in its own words
-            return None
+            return "database"
         given: Mapping[str, Any] = bind.get_execution_options()
         held = held_connection(session, bind)
         if session_options or call or held is not bind:  # a connection's options may differ from its engine's
             given = {**given, **session_options, **held.get_execution_options(), **call}
         if given and _flag("cache", given.get("cache", True)) is False:
-            return None
+            return "disabled"
         ttl_ms = self._ttl_ms(entity, given.get("cache_ttl"))
-        ref = TableRef(namespace, _table_name(entity, given.get("schema_translate_map"), bind))
+        ref = TableRef(namespace, table_name(entity, given.get("schema_translate_map"), bind))
         view = self._view(session, bind, session_options)
         if view is None:
-            return None
+            return "isolation"
         lane = Lane(entity, ref, entity.rows(bind.dialect), self._naming.table_keys(ref), ttl_ms, *view)
         if self._naming.hides:
             lane.hidden = partial(self._naming.hidden, ref)
@@ -217,21 +229,21 @@ class Admission:
             return
         if _sqlalchemy.binds_plainly(type(session)):
             lane.entity.memo[_USUAL] = _Usual(
-                replace(lane, idle=True, _lookups={}),
+                replace(lane, idle=True, awaits=bind.dialect.is_async, _lookups={}),
                 type(session),
                 weakref.ref(bind.pool),
+                bind.dialect,
                 bind.get_execution_options(),
                 shares_transactions(bind.pool),
-                bind.dialect.is_async,
                 os.getpid(),
             )
 
-    def row(self, lane: Lane, pk: str) -> Lookup | None:
-        """Return the look-up of a row, or None where this session, or this process, must read the database."""
+    def row(self, lane: Lane, pk: str) -> Lookup | BypassReason:
+        """Return the look-up of a row, or why this session, or this process, must read the database."""
         if lane.transactions and lane.hides(pk):
-            return None
+            return "own_writes"
         lookup = lane.lookup(pk)
-        return None if self._driver.debts.any and lookup.entry in self._driver.debts else lookup
+        return "owed" if self._driver.debts.any and lookup.entry in self._driver.debts else lookup
 
     def _view(
         self, session: Session, bind: Engine | Connection, session_options: Mapping[str, Any]
@@ -300,27 +312,31 @@ def _nobody_awaits(bind: Engine | Connection) -> bool:
     return bind.dialect.is_async and not _sqlalchemy.in_greenlet()
 
 
-def _is_plain(
+def _why_not_plain(
     session: Session, options: Mapping[str, Any], call: Mapping[str, Any], session_options: Mapping[str, Any]
-) -> bool:
-    """Return whether a get asks for nothing but the row as it is committed."""
+) -> BypassReason | None:
+    """Return why a get may ask for anything but the row as it is committed, or None."""
     for name, value in options.items():
         if name not in _ARGUMENTS or (value and name != "execution_options"):
-            return False
+            return "option"
     if options.get("with_for_update") not in (None, False):
-        return False  # {} locks, too
+        return "option"  # {} locks, too
     if call and not call.keys() <= _HARMLESS:
-        return False
+        return "option"
     if session_options and (session_options.get("populate_existing") or session_options.get("identity_token")):
-        return False
+        return "option"
+    if session_options and not session_options.get("autoflush", True):
+        return "option"  # what follows would flush
     if not session.is_active:
-        return False  # a flush has failed, or a commit is under way: the plain get says so
+        return "session"  # a flush has failed, or a commit is under way: the plain get says so
     if _sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession):
-        return False
-    return not session.dispatch.do_orm_execute  # a listener may narrow what the SELECT finds: tenants, soft deletes
+        return "session"
+    if session.dispatch.do_orm_execute:
+        return "listener"  # it may narrow what the SELECT finds: tenants, soft deletes
+    return None
 
 
-def _table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
+def table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
     """Return the table's name in keys. The default schema by its name is the one without: others may not say it."""
     schema, name = entity.table.schema, entity.table.family
     translated = translate.get(schema, schema) if translate else schema
