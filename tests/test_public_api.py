@@ -44,6 +44,12 @@ PUBLIC = {
     ],
 }
 
+# Modules for tests alone: public is what they define.
+FOR_TESTS = {
+    "sqlmodel_cache.testing": ["CacheFixture", "fresh_cache"],
+    "sqlmodel_cache.transport.faults": ["Fault", "FaultyTransport", "Operation"],
+}
+
 
 def own_names(module: ModuleType) -> list[str]:
     """Return the public names that a module shows and that this library's public modules define."""
@@ -63,6 +69,16 @@ def test_all_is_complete_and_sorted(name: str) -> None:
     assert module.__all__ == PUBLIC[name]
     assert module.__all__ == sorted(module.__all__)
     assert own_names(module) == module.__all__
+
+
+@pytest.mark.parametrize("name", FOR_TESTS)
+def test_modules_for_tests_name_what_they_define(name: str) -> None:
+    """`__all__` names the module's own classes and functions, in order; each says what it is."""
+    module = importlib.import_module(name)
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == name]
+    public = [value for value in own if not value.__name__.startswith("_")]
+    assert module.__all__ == FOR_TESTS[name] == sorted(value.__name__ for value in public)
+    assert all(inspect.getdoc(value) for value in public)
 
 
 def test_version_is_the_changelogs() -> None:

@@ -402,6 +402,8 @@ def _both(transport: Any, async_transport: Any) -> tuple[SyncTransport | None, A
         sync, derived = from_url(transport)
         return sync, derived if async_transport is None else async_transport
     if _is(transport, AsyncTransport) and async_transport is None:
+        if _is(transport, SyncTransport):
+            return transport, transport
         transport, async_transport = None, transport
     if transport is not None and not _is(transport, SyncTransport):
         raise ConfigurationError(

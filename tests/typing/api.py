@@ -28,6 +28,8 @@ from sqlmodel_cache import (
     SyncTransport,
 )
 from sqlmodel_cache.config import Duration
+from sqlmodel_cache.testing import CacheFixture, fresh_cache
+from sqlmodel_cache.transport.faults import Fault, FaultyTransport
 
 
 class Hero(SQLModel, table=True):
@@ -136,3 +138,11 @@ async def answers_have_types() -> None:
         CacheConfig(ttl=-1)
     except ConfigurationError as error:
         assert_type(error.argument, str)
+
+
+def tests_have_types(client: redis.Redis) -> None:
+    """A fixture can be annotated, and faults are context managers."""
+    with fresh_cache() as cache, cache.expect(hits=1), cache.faults.fail("lookup", times=1) as fault:
+        assert_type(cache, CacheFixture)
+        assert_type(fault, Fault)
+    SQLModelCache.configure(FaultyTransport(RedisSyncTransport(client)))
