@@ -78,6 +78,7 @@ class Lane:
         trusted: a transaction has begun, and is believed to take a snapshot for each statement.
         transactions: those whose own writes a SELECT of the session may see.
         idle: the session had nothing to flush.
+        awaits: the engine is an asyncio one.
         hidden: makes what stands for a primary key in keys, where they do not show it.
     """
 
@@ -90,6 +91,7 @@ class Lane:
     trusted: bool
     transactions: tuple[Transaction, ...]
     idle: bool = False
+    awaits: bool = False
     hidden: Callable[[str], str] | None = None
     _lookups: dict[str, Lookup] = field(default_factory=dict)  # by primary key: hot rows are asked for again and again
 
@@ -123,7 +125,6 @@ class _Usual:
     pool: weakref.ref[Pool]
     options: Any  # of the engine
     shares: bool  # sessions on this pool may share a transaction
-    awaits: bool  # the engine is an asyncio one
     pid: int  # in-memory databases part ways at a fork
 
     def fits(self, session: Session, entity: Entity) -> bool:
@@ -138,8 +139,6 @@ class _Usual:
             return False
         pool = bind.pool
         if pool is not self.pool() or self.pid != os.getpid():
-            return False
-        if self.awaits and not _sqlalchemy.in_greenlet():
             return False
         if self.shares:
             shared = shared_transaction(pool)
@@ -163,12 +162,22 @@ class Admission:
 
         The session is flushed, and begun, as a SELECT would do it; no connection is opened.
         """
-        usual: _Usual | None = entity.memo.get(_USUAL)
-        if usual is None or (options and options not in _UNASKED) or self._driver.debts.any:
-            return self._find(session, entity, options)
-        if not usual.fits(session, entity) or _sqlalchemy.merging.get():
+        lane = None
+        if not options or options in _UNASKED:
+            lane = self.usual_lane(session, entity)
+        if lane is None or (lane.awaits and not _sqlalchemy.in_greenlet()):
             return self._find(session, entity, options)
         _sqlalchemy.autobegin(session)
+        return lane
+
+    def usual_lane(self, session: Session, entity: Entity) -> Lane | None:
+        """Return the lane for a session that has done nothing yet, or None where one must look closer.
+
+        The session has nothing to flush, and is still to be begun.
+        """
+        usual: _Usual | None = entity.memo.get(_USUAL)
+        if usual is None or self._driver.debts.any or not usual.fits(session, entity) or _sqlalchemy.merging.get():
+            return None
         return usual.lane
 
     def _find(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | None:
@@ -217,12 +226,11 @@ class Admission:
             return
         if _sqlalchemy.binds_plainly(type(session)):
             lane.entity.memo[_USUAL] = _Usual(
-                replace(lane, idle=True, _lookups={}),
+                replace(lane, idle=True, awaits=bind.dialect.is_async, _lookups={}),
                 type(session),
                 weakref.ref(bind.pool),
                 bind.get_execution_options(),
                 shares_transactions(bind.pool),
-                bind.dialect.is_async,
                 os.getpid(),
             )
 

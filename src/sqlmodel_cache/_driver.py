@@ -11,7 +11,8 @@ import concurrent.futures
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from . import _protocol, _sqlalchemy
@@ -107,6 +108,21 @@ class Driver:
 
         return execute
 
+    def looking_up(self, lookup: Lookup) -> Awaitable[bytes | None] | None:
+        """Return what a coroutine awaits for `execute(lookup)`; None where more has to be done than to look it up."""
+        if self.async_transport is None or self._serves_all or lookup.near or self.breaker.is_open:
+            return None
+        return self._look_up(self.async_transport, lookup)
+
+    async def _look_up(self, transport: AsyncTransport, lookup: Lookup) -> Any:
+        try:
+            reply = await transport.aexecute(self._gate.put(lookup))
+        except TransportError:
+            self._failed()
+            raise
+        self.breaker.answered()
+        return self._gate.take(lookup, reply)
+
     def _execute(self, effect: Effect[Any]) -> Any:
         if self.breaker.is_open:
             self._wake()
@@ -114,11 +130,14 @@ class Driver:
         try:
             reply = self._perform(effect)
         except TransportError:
-            if self.breaker.failed():
-                self._wake()
+            self._failed()
             raise
         self.breaker.answered()
         return reply
+
+    def _failed(self) -> None:
+        if self.breaker.failed():
+            self._wake()
 
     def _perform(self, effect: Effect[Any]) -> Any:
         put = self._gate.put(effect)
@@ -146,8 +165,9 @@ class Driver:
             self._wake()
 
     def _wake(self) -> None:
-        if self.sync_transport is None and _sqlalchemy.in_greenlet():
-            self._loop = asyncio.get_running_loop()
+        if self.sync_transport is None:
+            with suppress(RuntimeError):  # no loop: the one that was known
+                self._loop = asyncio.get_running_loop()
         self._keeper.wake()
 
     def _ask(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
 from ._driver import Driver, new_id
-from ._effects import ABSENT, Entry, Granted, Load, Loaded, NearPayload
+from ._effects import ABSENT, Entry, Granted, Load, Loaded, Lookup, NearPayload
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -111,22 +111,79 @@ class Reader:
         except (TransportError, CodecError):
             pass  # of a payload that is no row, the plan makes more
         if found is not None:
-            self._counts["hits"] += 1
-            if type(payload) is NearPayload:
-                self._counts["near_hits"] += 1
-            return found[0].make.attach(session, key, found[1], path)
-        spent = time.monotonic() - began
+            return self._hit(session, key, payload, found, path)
         request = Request(session, lane, key, pk, self.reading(lane), path)
-        plan = _protocol.unreachable()
-        if reached:
-            plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
-        return self._run(request, plan, load, spent)
+        return self._miss(request, lookup, load, payload, reached, time.monotonic() - began)
+
+    async def aget(
+        self, session: Session, class_: Any, ident: Any, load: Callable[[], Any], whole: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        """Return what `whole()`, the `get` of an `AsyncSession` in a greenlet, would return; a hit needs none.
+
+        Where anything but the cache may have to be waited for, and where anybody may have something to say, it is
+        `whole` that does. `load` is the session's own `get`.
+        """
+        entity = self._entities.get(class_) if self._enabled else None
+        named = None if entity is None else entity.identify(ident)
+        if entity is None or named is None:
+            return await whole()
+        key, pk = named
+        held = session.identity_map.get(key)
+        if held is not None:
+            return held if _sqlalchemy.is_current(held, entity.mapper) else await whole()
+        lane = self.admission.usual_lane(session, entity)
+        if lane is None or not lane.awaits:
+            return await whole()
+        lookup = lane.lookup(pk)
+        _sqlalchemy.autobegin(session)
+        look_up = self.driver.looking_up(lookup)
+        if look_up is None:
+            return await whole()
+        payload: bytes | None = None
+        found: Found | None = None
+        reached = False
+        began = time.monotonic()
+        try:
+            payload = await look_up
+            reached = True
+            if payload is not None and entity.renewal is None:
+                found = lane.rows.decode(payload)
+        except (TransportError, CodecError):
+            pass
+        if found is not None and found[0].make.is_quiet(session):
+            return self._hit(session, key, payload, found)
+        request = Request(session, lane, key, pk, self.reading(lane))
+        spent = time.monotonic() - began
+        return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, reached, spent)
 
     def close(self) -> None:
         """Stop listening to load events."""
         self.probe.close()
 
     # one row
+
+    def _hit(
+        self, session: Session, key: _sqlalchemy.IdentityKey, payload: bytes | None, found: Found, path: Any = None
+    ) -> Any:
+        self._counts["hits"] += 1
+        if type(payload) is NearPayload:
+            self._counts["near_hits"] += 1
+        return found[0].make.attach(session, key, found[1], path)
+
+    def _miss(
+        self,
+        request: Request,
+        lookup: Lookup,
+        load: Callable[[], Any],
+        payload: bytes | None,
+        reached: bool,
+        spent: float,
+    ) -> Any:
+        """Return the row after a look-up that was no plain hit, or did not `reach` the cache, in some seconds."""
+        plan = _protocol.unreachable()
+        if reached:
+            plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
+        return self._run(request, plan, load, spent)
 
     def _bypass(self, load: Callable[[], Any]) -> Any:
         self.bypassed(1)
