@@ -22,6 +22,7 @@ PUBLIC = {
         "CacheError",
         "CodecError",
         "ConfigurationError",
+        "Discrepancy",
         "Explanation",
         "FollowerError",
         "InvalidationError",
@@ -34,6 +35,7 @@ PUBLIC = {
         "Stats",
         "SyncTransport",
         "TransportError",
+        "Verification",
     ],
     "sqlmodel_cache.transport": [
         "AsyncTransport",
@@ -106,6 +108,7 @@ SIGNATURES = {
         "wait_replicas": 0,
         "timeout": 0.05,
         "commit_timeout": 1.0,
+        "verify": 0.0,
     },
     "get_many": {
         "session": inspect.Parameter.empty,
@@ -142,6 +145,8 @@ SIGNATURES = {
     "aclose": {"timeout": 1},
     "follow": {"database": inspect.Parameter.empty, "setup": False, "options": inspect.Parameter.empty},
     "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
+    "verify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
+    "averify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
     "explain": {"model": inspect.Parameter.empty},
 }
 
@@ -153,7 +158,7 @@ def test_sqlmodelcache_methods_have_their_signatures(method: str) -> None:
     assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
     by_position = [name for name, parameter in parameters.items() if parameter.kind not in kinds]
-    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "database"}
+    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "database", "bind"}
 
 
 def test_readme_lists_every_argument_of_configure() -> None:

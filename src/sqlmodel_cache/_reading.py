@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -49,6 +49,15 @@ class Request:
     path: Any = None  # where its load begins, if not with the class
 
 
+class Samples(Protocol):
+    """Takes hits that shall be verified when they have been answered."""
+
+    def draws(self) -> bool: ...
+    def offer(self, session: Session, lane: Lane, entry: Entry, key: _sqlalchemy.IdentityKey) -> None: ...
+    def settle(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Reader:
     """Answers reads."""
 
@@ -68,6 +77,7 @@ class Reader:
         self.probe = _sqlalchemy.LoadProbe()
         self._versions = Versions()
         self.not_stored: dict[type, dict[str, str]] = {}  # class -> attribute -> why
+        self.sampler: Samples | None = None  # who has a share of the hits verified
 
     def get(
         self,
@@ -111,7 +121,7 @@ class Reader:
         except (TransportError, CodecError):
             pass  # of a payload that is no row, the plan makes more
         if found is not None:
-            return self._hit(session, key, payload, found, path)
+            return self._hit(session, lane, lookup, key, payload, found, path)
         request = Request(session, lane, key, pk, self.reading(lane), path)
         return self._miss(request, lookup, load, payload, reached, time.monotonic() - began)
 
@@ -151,7 +161,7 @@ class Reader:
         except (TransportError, CodecError):
             pass
         if found is not None and found[0].make.is_quiet(session):
-            return self._hit(session, key, payload, found)
+            return self._hit(session, lane, lookup, key, payload, found)
         request = Request(session, lane, key, pk, self.reading(lane))
         spent = time.monotonic() - began
         return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, reached, spent)
@@ -163,12 +173,22 @@ class Reader:
     # one row
 
     def _hit(
-        self, session: Session, key: _sqlalchemy.IdentityKey, payload: bytes | None, found: Found, path: Any = None
+        self,
+        session: Session,
+        lane: Lane,
+        lookup: Lookup,
+        key: _sqlalchemy.IdentityKey,
+        payload: bytes | None,
+        found: Found,
+        path: Any = None,
     ) -> Any:
         self._counts["hits"] += 1
         if type(payload) is NearPayload:
             self._counts["near_hits"] += 1
-        return found[0].make.attach(session, key, found[1], path)
+        instance = found[0].make.attach(session, key, found[1], path)
+        if self.sampler is not None and self.sampler.draws():
+            self.sampler.offer(session, lane, lookup.entry, key)
+        return instance
 
     def _miss(
         self,

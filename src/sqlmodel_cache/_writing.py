@@ -186,6 +186,15 @@ class Writer:
         self._driver.run(plan)
         self._count(keys)
 
+    def forget(self, ref: TableRef, pk: str) -> None:
+        """Invalidate a row that has turned out to be wrong in the cache."""
+        found = WriteSet()
+        found.change(ref, (pk,))
+        keys = self._naming.keys(found)
+        plan = _protocol.invalidate(keys, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
+        self._driver.run(plan)
+        self._count(keys)
+
     def _count(self, keys: Keys) -> None:
         self._counters.add("invalidated", len(keys.rows) + len(keys.tables))
 

@@ -24,6 +24,8 @@ class Stats:
     corrupt: int = 0  # payloads that did not decode; each was replaced
     errors: int = 0  # misses and invalidations that the transport failed
     invalidated: int = 0  # rows and table shards fenced by commits, or invalidated by hand
+    verified: int = 0  # cached rows that were compared with the database, by `verify()` or `configure(verify=...)`
+    discrepancies: int = 0  # those of them that were not what the database held
     owed: int = 0  # rows and table shards whose invalidation the cache has not been told, now
     outages: int = 0  # how often the cache stopped being asked, because it did not answer
     unreachable: bool = False  # whether it is not asked now

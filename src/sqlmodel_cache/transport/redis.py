@@ -148,6 +148,14 @@ class RedisSyncTransport:
             return self._together(wire, effects)
         return _commands.unpack(effects, parcel, replies)
 
+    def ttl(self, key: str) -> float | None:
+        """Return the seconds that a key has left, asked through the given client; None if it does not tell."""
+        try:
+            left = self.client.pttl(key)
+        except RedisError:
+            return None
+        return left / 1000 if isinstance(left, int) and left >= 0 else None
+
     def close(self) -> None:
         """Close the connections that the transport opened; the given client stays open."""
         self._reads.close()
