@@ -161,7 +161,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "_sampler": {
         "_admission",
-        "_effects",
+        "_shapes",
         "_sqlalchemy",
         "_verifier",
         "_verify",
@@ -250,6 +250,7 @@ LAYERS: dict[str, set[str]] = {
         "transport.memory",
         "transport.redis",
     },
+    "cli_verify": {"configure"},
     "cli": {"configure", "errors", "follow"},
     "__init__": {"config", "configure", "errors", "explanation", "metrics", "transport", "verification"},
 }

@@ -53,7 +53,7 @@ class Samples(Protocol):
     """Takes hits that shall be verified when they have been answered."""
 
     def draws(self) -> bool: ...
-    def offer(self, session: Session, lane: Lane, entry: Entry, key: _sqlalchemy.IdentityKey) -> None: ...
+    def offer(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> None: ...
     def settle(self) -> None: ...
     def close(self) -> None: ...
 
@@ -121,7 +121,7 @@ class Reader:
         except (TransportError, CodecError):
             pass  # of a payload that is no row, the plan makes more
         if found is not None:
-            return self._hit(session, lane, lookup, key, payload, found, path)
+            return self._hit(session, lane, key, payload, found, path)
         request = Request(session, lane, key, pk, self.reading(lane), path)
         return self._miss(request, lookup, load, payload, reached, time.monotonic() - began)
 
@@ -161,7 +161,7 @@ class Reader:
         except (TransportError, CodecError):
             pass
         if found is not None and found[0].make.is_quiet(session):
-            return self._hit(session, lane, lookup, key, payload, found)
+            return self._hit(session, lane, key, payload, found)
         request = Request(session, lane, key, pk, self.reading(lane))
         spent = time.monotonic() - began
         return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, reached, spent)
@@ -176,7 +176,6 @@ class Reader:
         self,
         session: Session,
         lane: Lane,
-        lookup: Lookup,
         key: _sqlalchemy.IdentityKey,
         payload: bytes | None,
         found: Found,
@@ -187,7 +186,7 @@ class Reader:
             self._counts["near_hits"] += 1
         instance = found[0].make.attach(session, key, found[1], path)
         if self.sampler is not None and self.sampler.draws():
-            self.sampler.offer(session, lane, lookup.entry, key)
+            self.sampler.offer(session, lane, key)
         return instance
 
     def _miss(

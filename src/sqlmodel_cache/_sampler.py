@@ -25,7 +25,7 @@ from sqlalchemy.pool import QueuePool
 
 from . import _sqlalchemy
 from ._admission import Lane
-from ._effects import Entry
+from ._shapes import Entity
 from ._verifier import Difference, Verifier
 from ._verify import Verdict
 from ._writeset import TableRef, shares_transactions
@@ -43,9 +43,9 @@ PATIENCE = 1.0  # seconds that `settle` waits for the row that is being looked a
 class Sample:
     """A hit to verify."""
 
-    lane: Lane
+    entity: Entity
     engine: Engine
-    entry: Entry
+    ref: TableRef
     pk: tuple[Any, ...]
     text: str
 
@@ -89,21 +89,21 @@ class Sampler:
         """Return whether this hit is one of the share."""
         return random.random() < self._share  # noqa: S311
 
-    def offer(self, session: Session, lane: Lane, entry: Entry, key: _sqlalchemy.IdentityKey) -> None:
+    def offer(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> None:
         """Have a hit verified, unless that would be in somebody's way. Never raises, and never waits."""
         try:
-            self._offer(session, lane, entry, key)
+            self._offer(session, lane, key)
         except Exception:
             log.debug("a hit could not be offered for verification", exc_info=True)
 
-    def _offer(self, session: Session, lane: Lane, entry: Entry, key: _sqlalchemy.IdentityKey) -> None:
-        if not lane.idle or self._closed:  # what the session or the call asked for, a SELECT without it may not find
+    def _offer(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> None:
+        if self._closed:
             return
         text = lane.entity.table.pk_text(key[1])
         engine = session.get_bind(lane.entity.mapper)
         if text is None or not isinstance(engine, Engine) or not _lends(engine):
             return
-        sample = Sample(lane, engine, entry, key[1], text)
+        sample = Sample(lane.entity, engine, lane.ref, key[1], text)
         if self._pid != os.getpid():
             self._begin()
         with self._lock:
@@ -141,7 +141,7 @@ class Sampler:
 
     def _check(self, sample: Sample) -> None:
         try:
-            found = self._verifier.check(sample.lane, sample.engine, sample.pk, sample.entry)
+            found = self._verifier.check(sample.entity, sample.engine, sample.pk, sample.ref)
             if self._closed:
                 return
             if found.verdict in (Verdict.MATCHED, Verdict.DIFFERS):
@@ -149,21 +149,21 @@ class Sampler:
             if found.difference is not None:
                 self._counters.add("discrepancies")
                 self._warn(sample, found.difference)
-                self._invalidate(sample.lane.ref, sample.text)
+                self._invalidate(sample.ref, sample.text)
         except Exception:
             log.debug("a hit could not be verified", exc_info=True)
 
     def _warn(self, sample: Sample, difference: Difference) -> None:
         now = time.monotonic()
         with self._lock:
-            if now - self._warned.get(sample.lane.ref, -QUIET) < QUIET:
+            if now - self._warned.get(sample.ref, -QUIET) < QUIET:
                 return
-            self._warned[sample.lane.ref] = now
+            self._warned[sample.ref] = now
         reason, columns = difference
         log.warning(
             "%s %s is not in the cache as it is in the database (%s%s), and is invalidated: something writes it that "
             "the library does not hear of. SQLModelCache.verify() tells how many rows there are",
-            sample.lane.entity.class_.__qualname__,
+            sample.entity.class_.__qualname__,
             "(a row)" if self._hides else sample.text,
             reason,
             f": {', '.join(columns)}" if columns else "",

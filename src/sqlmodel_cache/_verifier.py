@@ -23,7 +23,7 @@ from ._sampling import sample_keys
 from ._shapes import Entity
 from ._values import same
 from ._verify import Compared, Verdict
-from ._writeset import shared_transaction, shares_transactions
+from ._writeset import TableRef, shared_transaction, shares_transactions
 from .errors import ConfigurationError
 from .metrics import Counters
 from .verification import Discrepancy, Verification
@@ -69,11 +69,20 @@ class Verifier:
         self._counters.add("discrepancies", found.discrepancies)
         return found
 
-    def check(self, lane: Lane, engine: Engine, pk: tuple[Any, ...], entry: Entry) -> Compared[Difference]:
-        """Return what comes of one row, by the look that proves a discrepancy."""
+    def check(self, entity: Entity, engine: Engine, pk: tuple[Any, ...], ref: TableRef) -> Compared[Difference]:
+        """Return what comes of one row, by the look that proves a discrepancy.
+
+        Undecided where a session that asks for nothing would not look at `ref` for it, but at another tenant's table.
+        """
+        with Session(engine) as session:
+            lane = self._reader.admission.lane(session, entity, {})
+        named = entity.identify(pk)
+        if lane is None or lane.ref != ref or named is None:
+            return _verify.UNDECIDED
         load = partial(self._load, lane, engine, {}, [pk])
         compare = partial(differ, lane)
-        return run(_verify.look(entry, 0, lane.rows.fingerprint, compare, new_id=new_id), self._executing(load))
+        plan = _verify.look(lane.entry(named[1]), 0, lane.rows.fingerprint, compare, new_id=new_id)
+        return run(plan, self._executing(load))
 
     def _meet(self, lane: Lane) -> None:
         # A connection to Redis takes nothing for valid until a lease has told it the server's name, and a cluster has

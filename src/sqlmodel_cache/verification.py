@@ -110,7 +110,7 @@ class Verification:
 def _told(each: Discrepancy) -> str:
     row = "a row" if each.pk is None else f"row {', '.join(map(str, each.pk))}"
     what = f"{each.reason}: {', '.join(each.columns)}" if each.columns else each.reason
-    age = "" if each.age is None else f"; stored {each.age:.0f} s ago"
+    age = "" if each.age is None else f"; stored at most {each.age:.0f} s ago"
     return f"{row:<12} {what}{age}"
 
 

@@ -8,11 +8,12 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models import Hero, add_hero, get_hero
 from session.test_verify import behind
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, insert
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import Session, SQLModel, create_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -142,14 +143,27 @@ def test_shared_connection_is_left_alone() -> None:
     engine.dispose()
 
 
-def test_call_that_asks_for_something_is_left_alone(engine: Engine) -> None:
-    """What a call's options change, a SELECT without them may not find."""
+def test_hit_in_another_schema_is_left_alone(engine: Engine, tmp_path: Path) -> None:
+    """What a call's `schema_translate_map` names, a SELECT without it would not find."""
+
+    @event.listens_for(engine, "connect")
+    def _attach(connection: Any, _: object) -> None:
+        connection.execute(f"ATTACH DATABASE '{tmp_path}/other.db' AS other")
+
+    engine.dispose()
+    elsewhere = {"schema_translate_map": {None: "other"}}
+    with engine.connect().execution_options(**elsewhere) as connection:
+        SQLModel.metadata.create_all(connection)
+        connection.execute(insert(Hero), {"id": 1, "name": "Deadpond"})
+        connection.commit()
     SQLModelCache.configure(verify=1.0)
     get_hero(engine, 1)
-    with Session(engine) as session:
-        session.get(Hero, 1, execution_options={"cache_ttl": 60})
+    for _ in range(2):
+        with Session(engine) as session:
+            assert session.get_one(Hero, 1, execution_options=elsewhere).name == "Deadpond"
     assert SQLModelCache.stats().hits == 1
-    assert not [thread for thread in threading.enumerate() if thread.name == THREAD]
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name == THREAD])
+    assert verified() == 0
 
 
 def test_reset_ends_it(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from sqlmodel_cache import (
     RedisSyncTransport,
     SQLModelCache,
     TransportError,
+    cli_verify,
 )
 from sqlmodel_cache.transport.faults import FaultyTransport
 
@@ -287,5 +289,7 @@ def test_examples_are_shown(cache_of_static_pool: Engine) -> None:
     assert len(lines) == 12
     assert "changed: age; stored" in lines[2]
     shown = found.as_dict()
+    text, code = cli_verify.verify(Hero, cache_of_static_pool, 5, as_json=True)
+    assert (json.loads(text)["discrepancies"], code) == (5, cli_verify.WRONG)
     assert (shown["discrepancies"], shown["confidence"], len(shown["examples"])) == (12, 0.95, 10)
     assert isinstance(found.examples[0], Discrepancy)

@@ -17,6 +17,7 @@ from sqlmodel_cache import (
     AsyncTransport,
     CacheConfig,
     ConfigurationError,
+    Discrepancy,
     Explanation,
     MemoryTransport,
     NearCache,
@@ -26,6 +27,7 @@ from sqlmodel_cache import (
     SQLModelCache,
     Stats,
     SyncTransport,
+    Verification,
 )
 from sqlmodel_cache.config import Duration
 from sqlmodel_cache.testing import CacheFixture, fresh_cache
@@ -98,6 +100,7 @@ def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis)
     SQLModelCache.configure("redis://localhost:6379", near_cache=NearCache())
     SQLModelCache.configure("redis://localhost:6379", near_cache=NearCache(max_rows=10, max_age=timedelta(seconds=1)))
     SQLModelCache.configure(hash_keys=True)
+    SQLModelCache.configure(verify=0.001)
     SQLModelCache.configure(hash_keys="rollout")
     SQLModelCache.configure(namespace="one")
     SQLModelCache.configure(namespace=lambda session: "tenant")
@@ -124,7 +127,7 @@ def models_declare(ttl: Duration) -> None:
     assert_type(CacheConfig(ttl=timedelta(minutes=10)).ttl, int | float | timedelta | None)
 
 
-async def answers_have_types() -> None:
+async def answers_have_types(engine: sqlalchemy.Engine, session: AsyncSession) -> None:
     """What the other methods return."""
     assert_type(SQLModelCache.get_config(), Settings | None)
     assert_type(SQLModelCache.stats(), Stats)
@@ -132,6 +135,10 @@ async def answers_have_types() -> None:
     assert_type(SQLModelCache.stats().near_hits, int)
     assert_type(SQLModelCache.explain(Hero), Explanation)
     assert_type(SQLModelCache.explain(Hero).reason, str | None)
+    assert_type(SQLModelCache.verify(Hero, engine), Verification)
+    assert_type(await SQLModelCache.averify(Hero, session, sample=100), Verification)
+    assert_type(SQLModelCache.verify(Hero, engine).examples, tuple[Discrepancy, ...])
+    assert_type(SQLModelCache.verify(Hero, engine).bound, float)
     SQLModelCache.reset()
     await SQLModelCache.aclose()
     try:
