@@ -6,7 +6,7 @@ from .config import CacheConfig, NearCache, Settings
 from .configure import SQLModelCache
 from .errors import CacheError, CodecError, ConfigurationError, FollowerError, InvalidationError, TransportError
 from .explanation import Explanation
-from .metrics import Stats
+from .metrics import Histogram, ModelStats, Stats
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
 from .verification import Discrepancy, Verification
 
@@ -19,8 +19,10 @@ __all__ = [
     "Discrepancy",
     "Explanation",
     "FollowerError",
+    "Histogram",
     "InvalidationError",
     "MemoryTransport",
+    "ModelStats",
     "NearCache",
     "RedisAsyncTransport",
     "RedisSyncTransport",

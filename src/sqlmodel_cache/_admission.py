@@ -15,7 +15,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
@@ -36,6 +36,7 @@ from ._writeset import (
 )
 from .config import Settings, milliseconds
 from .errors import ConfigurationError
+from .metrics import BypassReason
 
 STATEMENT_SNAPSHOTS = frozenset({"READ COMMITTED", "AUTOCOMMIT"})  # each SELECT sees what is committed by then
 
@@ -123,6 +124,7 @@ class _Usual:
     lane: Lane
     session_class: type[Session]
     pool: weakref.ref[Pool]
+    dialect: Dialect  # engines may share a pool, and differ in it: in its isolation level
     options: Any  # of the engine
     shares: bool  # sessions on this pool may share a transaction
     pid: int  # in-memory databases part ways at a fork
@@ -138,7 +140,7 @@ class _Usual:
         if bind.get_execution_options() is not self.options or not isinstance(bind, Engine):
             return False
         pool = bind.pool
-        if pool is not self.pool() or self.pid != os.getpid():
+        if pool is not self.pool() or bind.dialect is not self.dialect or self.pid != os.getpid():
             return False
         if self.shares:
             shared = shared_transaction(pool)
@@ -157,8 +159,8 @@ class Admission:
 
     # what may be asked
 
-    def lane(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | None:
-        """Return the lane for reads that may use the cache, or None where they must go to the database.
+    def lane(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | BypassReason:
+        """Return the lane for reads that may use the cache, or why they must go to the database.
 
         The session is flushed, and begun, as a SELECT would do it; no connection is opened.
         """
@@ -180,36 +182,37 @@ class Admission:
             return None
         return usual.lane
 
-    def _find(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | None:
+    def _find(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | BypassReason:
         if not self._naming.may_read:
-            return None
+            return "rollout"
         call = options.get("execution_options") or _NOTHING
         session_options = _sqlalchemy.options_of(session) or _NOTHING
-        if not _is_plain(session, options, call, session_options):
-            return None
+        refusal = _why_not_plain(session, options, call, session_options)
+        if refusal is not None:
+            return refusal
         _sqlalchemy.autoflush(session)
         try:
             bind = _sqlalchemy.bind_of(session, entity.mapper)
             if isinstance(bind, Connection) and (bind.closed or bind.invalidated):
-                return None
+                return "database"
             if _nobody_awaits(bind):
-                return None
+                return "database"
             namespace = self._naming.namespace(session, bind)
         except ConfigurationError:
             raise
         except Exception:  # no bind, no database: the plain get says so in its own words
-            return None
+            return "database"
         given: Mapping[str, Any] = bind.get_execution_options()
         held = held_connection(session, bind)
         if session_options or call or held is not bind:  # a connection's options may differ from its engine's
             given = {**given, **session_options, **held.get_execution_options(), **call}
         if given and _flag("cache", given.get("cache", True)) is False:
-            return None
+            return "disabled"
         ttl_ms = self._ttl_ms(entity, given.get("cache_ttl"))
-        ref = TableRef(namespace, _table_name(entity, given.get("schema_translate_map"), bind))
+        ref = TableRef(namespace, table_name(entity, given.get("schema_translate_map"), bind))
         view = self._view(session, bind, session_options)
         if view is None:
-            return None
+            return "isolation"
         lane = Lane(entity, ref, entity.rows(bind.dialect), self._naming.table_keys(ref), ttl_ms, *view)
         if self._naming.hides:
             lane.hidden = partial(self._naming.hidden, ref)
@@ -229,17 +232,18 @@ class Admission:
                 replace(lane, idle=True, awaits=bind.dialect.is_async, _lookups={}),
                 type(session),
                 weakref.ref(bind.pool),
+                bind.dialect,
                 bind.get_execution_options(),
                 shares_transactions(bind.pool),
                 os.getpid(),
             )
 
-    def row(self, lane: Lane, pk: str) -> Lookup | None:
-        """Return the look-up of a row, or None where this session, or this process, must read the database."""
+    def row(self, lane: Lane, pk: str) -> Lookup | BypassReason:
+        """Return the look-up of a row, or why this session, or this process, must read the database."""
         if lane.transactions and lane.hides(pk):
-            return None
+            return "own_writes"
         lookup = lane.lookup(pk)
-        return None if self._driver.debts.any and lookup.entry in self._driver.debts else lookup
+        return "owed" if self._driver.debts.any and lookup.entry in self._driver.debts else lookup
 
     def _view(
         self, session: Session, bind: Engine | Connection, session_options: Mapping[str, Any]
@@ -308,27 +312,31 @@ def _nobody_awaits(bind: Engine | Connection) -> bool:
     return bind.dialect.is_async and not _sqlalchemy.in_greenlet()
 
 
-def _is_plain(
+def _why_not_plain(
     session: Session, options: Mapping[str, Any], call: Mapping[str, Any], session_options: Mapping[str, Any]
-) -> bool:
-    """Return whether a get asks for nothing but the row as it is committed."""
+) -> BypassReason | None:
+    """Return why a get may ask for anything but the row as it is committed, or None."""
     for name, value in options.items():
         if name not in _ARGUMENTS or (value and name != "execution_options"):
-            return False
+            return "option"
     if options.get("with_for_update") not in (None, False):
-        return False  # {} locks, too
+        return "option"  # {} locks, too
     if call and not call.keys() <= _HARMLESS:
-        return False
+        return "option"
     if session_options and (session_options.get("populate_existing") or session_options.get("identity_token")):
-        return False
+        return "option"
+    if session_options and not session_options.get("autoflush", True):
+        return "option"  # what follows would flush
     if not session.is_active:
-        return False  # a flush has failed, or a commit is under way: the plain get says so
+        return "session"  # a flush has failed, or a commit is under way: the plain get says so
     if _sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession):
-        return False
-    return not session.dispatch.do_orm_execute  # a listener may narrow what the SELECT finds: tenants, soft deletes
+        return "session"
+    if session.dispatch.do_orm_execute:
+        return "listener"  # it may narrow what the SELECT finds: tenants, soft deletes
+    return None
 
 
-def _table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
+def table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
     """Return the table's name in keys. The default schema by its name is the one without: others may not say it."""
     schema, name = entity.table.schema, entity.table.family
     translated = translate.get(schema, schema) if translate else schema

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import math
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 from . import _protocol, _sqlalchemy
@@ -26,6 +27,10 @@ from .errors import ConfigurationError, TransportError
 from .transport import AsyncTransport, SyncTransport
 
 LOOP_PATIENCE = 5.0  # seconds that an event loop may take to let a transport ask; it is the application's
+
+
+class NotAsked(TransportError):
+    """The cache has not answered lately, and is not asked until it does."""
 
 
 def new_id() -> bytes:
@@ -69,6 +74,7 @@ class Driver:
         self._longest_ttl_ms = longest_ttl_ms
         self._nobody = Keys((f"{prefix}:{{-}}:-",), ())
         self._loop: asyncio.AbstractEventLoop | None = None  # the last one in which the cache did not answer
+        self._posted: set[asyncio.Task[None]] = set()
         self._owe_to(Debts())
         self._replicas = replicas
         self.execute: Callable[[Effect[Any]], Any] = self._execute
@@ -76,6 +82,7 @@ class Driver:
         if sync_transport is not None and self._serves_all and not gate.seals:
             self.execute = sync_transport.execute  # what is in this process is no larger than what was let in
         self._alone: Callable[[Effect[Any]], Any] = self._perform_alone
+        self._near = near
         if near is not None:
             self.execute = _with_near(near, self.execute)
             self._alone = _with_near(near, self._perform_alone)
@@ -110,9 +117,17 @@ class Driver:
 
     def looking_up(self, lookup: Lookup) -> Awaitable[bytes | None] | None:
         """Return what a coroutine awaits for `execute(lookup)`; None where more has to be done than to look it up."""
-        if self.async_transport is None or self._serves_all or lookup.near or self.breaker.is_open:
+        if self._serves_all:
+            return self._at_once(lookup)
+        if lookup.near and self._near is not None:
+            payload = self._near.find(lookup)
+            return None if payload is None else _ready(payload)
+        if self.async_transport is None or self.breaker.is_open:
             return None
         return self._look_up(self.async_transport, lookup)
+
+    async def _at_once(self, lookup: Lookup) -> Any:
+        return self.execute(lookup)
 
     async def _look_up(self, transport: AsyncTransport, lookup: Lookup) -> Any:
         try:
@@ -126,7 +141,7 @@ class Driver:
     def _execute(self, effect: Effect[Any]) -> Any:
         if self.breaker.is_open:
             self._wake()
-            raise TransportError(f"{type(effect).__name__}: the cache does not answer, and is not asked until it does")
+            raise NotAsked(f"{type(effect).__name__}: the cache does not answer, and is not asked until it does")
         try:
             reply = self._perform(effect)
         except TransportError:
@@ -160,6 +175,15 @@ class Driver:
         left: float | None = ask(key)
         return left
 
+    def post(self, effect: Effect[Any]) -> None:
+        """Have an effect performed that nobody waits for, in the event loop of a caller that is being cancelled."""
+        if self._serves_all:
+            self.execute(effect)
+        elif self.async_transport is not None and not self.breaker.is_open:
+            task = asyncio.get_running_loop().create_task(_performed(self.async_transport, effect), context=Context())
+            self._posted.add(task)  # the loop itself refers to its tasks weakly
+            task.add_done_callback(self._posted.discard)
+
     # the keeper's side
 
     def _owe_to(self, debts: Debts) -> None:
@@ -175,7 +199,7 @@ class Driver:
 
     def _wake(self) -> None:
         if self.sync_transport is None:
-            with suppress(RuntimeError):  # no loop: the one that was known
+            with contextlib.suppress(RuntimeError):  # no loop: the one that was known
                 self._loop = asyncio.get_running_loop()
         self._keeper.wake()
 
@@ -210,6 +234,15 @@ class Driver:
             self.sync_transport.close()
         if self.async_transport is not None and _sqlalchemy.in_greenlet():
             _sqlalchemy.wait_for(self.async_transport.aclose())
+
+
+async def _ready(payload: bytes) -> bytes:
+    return payload
+
+
+async def _performed(transport: AsyncTransport, effect: Effect[Any]) -> None:
+    with contextlib.suppress(TransportError):
+        await transport.aexecute(effect)
 
 
 async def _once(transport: AsyncTransport, effect: Effect[Any]) -> Any:

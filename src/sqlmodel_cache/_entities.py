@@ -10,11 +10,12 @@ from typing import Any
 from sqlalchemy import inspect
 from sqlalchemy.orm import Mapper
 
-from . import _sqlalchemy
+from . import _keys, _sqlalchemy
 from ._foreign_keys import replaces, rewriters
 from ._shapes import CachedTable, Entity, Refused, cached_table, entity_of, tables_of
 from .config import CONFIG_ATTRIBUTE, CacheConfig, config_of
 from .errors import ConfigurationError
+from .metrics import Counters, ModelCounters
 
 
 @dataclass(slots=True)
@@ -29,12 +30,15 @@ class Interest:
 
 
 class Entities:
-    """All cached classes. Made anew, in place, when a mapper or a table appears."""
+    """All cached classes. Made anew, in place, when a mapper or a table appears, or a mapper goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters | None = None) -> None:
+        self._counters = counters or Counters()
         self._by_class: dict[type, Entity | None] = {}  # keeps classes alive, but not beyond the next one's mapping
         self._refusals: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+        self._disposed: weakref.WeakSet[type] = weakref.WeakSet()
         self._interests: dict[str, Interest] | None = None
+        self._owners: dict[str, ModelCounters] | None = None
         self._gathered: dict[str, Interest] = {}  # only grows: a class may be gone and its rows still cached
         self._mentions: re.Pattern[str] | None = None
         self.generation = 0  # changes with the answers below, for whoever keeps them
@@ -42,8 +46,13 @@ class Entities:
     def changed(self) -> None:
         """Forget the answers: a mapper or a table was made."""
         self._by_class = {}
-        self._interests = None
+        self._interests = self._owners = None
         self.generation += 1
+
+    def disposed(self, class_: type) -> None:
+        """Forget a class that is no longer mapped; what a get of it means is SQLAlchemy's to say."""
+        self._disposed.add(class_)
+        self.changed()
 
     def get(self, class_: Any) -> Entity | None:
         """Return the cached class, or None if it is not cached.
@@ -61,8 +70,10 @@ class Entities:
         for class_ in [mapper.class_ for mapper in _sqlalchemy.mappers()]:
             config_of(class_)
 
-    def named(self, class_: object, pk: object = None) -> tuple[CachedTable, str | None]:
+    def named(self, class_: object, pk: object = None, *, hidden: bool = False) -> tuple[CachedTable, str | None]:
         """Return the table of a class that a caller names, and the text of a primary key if one is given.
+
+        `hidden` keeps the key out of the error's text.
 
         Raises:
             ConfigurationError: the class is not declared cached, or the key is not one of its primary keys.
@@ -82,7 +93,8 @@ class Entities:
             wanted = ", ".join(
                 f"{name}: {t.__name__}" for name, t in zip(cached.pk_columns, cached.pk_types, strict=True)
             )
-            raise ConfigurationError("pk", pk, f"give the primary key of {mapper.class_.__name__}: ({wanted})")
+            remedy = f"give the primary key of {mapper.class_.__name__}: ({wanted})"
+            raise ConfigurationError("pk", pk, remedy, hidden=hidden)
         return cached, text
 
     def longest_ttl_ms(self) -> int:
@@ -108,19 +120,21 @@ class Entities:
         if config is not None:
             mapper: Any = inspect(class_, raiseerr=False)
             if not isinstance(mapper, Mapper):
+                if class_ in self._disposed:
+                    return None
                 raise ConfigurationError(
                     "entity", class_, f"it has {CONFIG_ATTRIBUTE} but no table; declare the model with table=True"
                 )
             try:
                 if not config.enabled:
                     raise Refused("its CacheConfig is not enabled")
-                found = entity_of(mapper, config)
+                found = entity_of(mapper, config, self._counters.model(class_))
             except Refused as why:
                 self._refusals[class_] = str(why)
         self._by_class[class_] = found
         if found is not None and config is not None:
             if not all(self._matters(cached) for _, cached in tables_of(found.mapper, config)):
-                self._interests = None  # declared after the mapping; the tables must know of it from now on
+                self._interests = self._owners = None  # declared after the mapping: the tables must know from now on
                 self.generation += 1
                 self.interests()
         return found
@@ -141,6 +155,29 @@ class Entities:
             self._mentions = _mentions(list(interests))
             self._interests = interests
         return interests
+
+    def counters_of(self, table: str) -> ModelCounters | None:
+        """Return the counters of the model whose rows are in a table, given its name in keys; None if there is none.
+
+        Of several it is the one that the others inherit from. The name may be in another schema than the table's.
+        """
+        owners = self._owners
+        if owners is None:
+            owners = self._owners = self._find_owners()
+        return owners.get(table) or owners.get(table.rpartition(".")[2])
+
+    def _find_owners(self) -> dict[str, ModelCounters]:
+        found: dict[str, type] = {}
+        for mapper in sorted(_sqlalchemy.mappers(), key=lambda mapper: len(list(mapper.iterate_to_root()))):
+            try:
+                config = config_of(mapper.class_)
+                cached = None if config is None else cached_table(mapper, config)
+            except (ConfigurationError, Refused):
+                continue  # said where the class is used
+            if cached is not None:
+                found.setdefault(_keys.table_name(cached.schema, cached.family), mapper.class_)
+        bare = {name.rpartition(".")[2]: class_ for name, class_ in found.items()}
+        return {name: self._counters.model(class_) for name, class_ in {**bare, **found}.items()}
 
     def mentioned_in(self, sql: str) -> set[tuple[str | None, str]]:
         """Return the (schema, name) of every table that matters and whose name stands in a statement."""

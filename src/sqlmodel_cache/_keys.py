@@ -98,6 +98,11 @@ def table_of(row: str) -> str:
     return row[: row.index("}") + 1]
 
 
+def name_of(table: str) -> str:
+    """Return the table's name, as `table_name` gives it, in the key of one of its shards."""
+    return slot_tag(table).partition("/")[2].rpartition(":")[0]
+
+
 def slot_tag(key: str) -> str:
     """Return the part of a key that decides its slot."""
     return key[key.index("{") + 1 : key.index("}")]

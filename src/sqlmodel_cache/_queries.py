@@ -7,11 +7,11 @@ both are one SELECT.
 from __future__ import annotations
 
 import datetime
-import time
 import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from sqlalchemy import Row, inspect
@@ -20,14 +20,15 @@ from sqlalchemy.orm import Mapper, Session
 from . import _searches, _sqlalchemy
 from ._admission import Lane
 from ._driver import new_id
-from ._effects import ABSENT, Entry, Loaded, LoadMany, Locate, Located
+from ._effects import ABSENT, Entry, Loaded, LoadMany, Locate, Located, Lookup
 from ._plan import Effect, run
 from ._protocol import Answer, Reading
-from ._reading import Reader
+from ._reading import Counting, Reader
 from ._searches import Finding
-from ._shapes import Found
+from ._shapes import Entity, Found
 from ._unique import UniqueKey, unique_key
 from .errors import ConfigurationError
+from .metrics import BypassReason, RefusedReason
 
 MAX_ROWS = 5_000  # of one SELECT: databases bound the number of parameters, the least by 32,766
 MAX_COMPOSITE = 500  # of one whose key has several columns: SQLite bounds the depth of an expression by 1,000
@@ -52,17 +53,18 @@ class Queries:
         mapper = mapper_of(class_)
         reader = self._reader
         entity = reader.entity(class_)
-        key = None if entity is None else unique_key(entity, tuple(values))
         select = partial(_sqlalchemy.select_by, session, mapper, values, options)
-        text = None if key is None else key.text(values)
-        lane = None
-        if entity is not None and text is not None:
+        if entity is None:
+            return select()
+        key = unique_key(entity, tuple(values))
+        text = key.text(values)
+        lane: Lane | BypassReason = "key"
+        if text is not None:
             lane = reader.admission.lane(session, entity, _call(options))
-        if lane is not None and key is not None and key.deferrable and lane.transactions:
-            lane = None  # it may see another row with the key than everybody else, or two
-        if lane is None or key is None or text is None:
-            if entity is not None:
-                reader.bypassed(1)
+        if isinstance(lane, Lane) and key.deferrable and lane.transactions:
+            lane = "own_writes"  # it may see another row with the key than everybody else, or two
+        if isinstance(lane, str) or text is None:
+            reader.bypassed(entity, "key" if isinstance(lane, Lane) else lane)
             return select()
         return _ByKey(reader, session, lane, key, text, values, select).row()
 
@@ -95,23 +97,25 @@ class _Many:
         self._mapper = mapper
         self._idents = idents
         self._options = options
-        self._keys = _identity_keys(mapper, idents)
+        self._keys = _identity_keys(mapper, idents, hidden=reader.hides)
         self._found: list[Any] = [None] * len(idents)
+        self._not_stored: dict[
+            int, RefusedReason
+        ] = {}  # why a row that was loaded has no payload, where one was wanted
+        self._began = perf_counter()
 
     def rows(self) -> list[Any]:
         """Return them."""
         entity = self._reader.entity(self._mapper.class_)
         opened = [place for place in range(len(self._idents)) if not self._is_held(place)]
-        lane = None
+        others = opened
         if entity is not None and opened:
             lane = self._reader.admission.lane(self._session, entity, _call(self._options))
             opened = [place for place in opened if not self._is_held(place)]  # it may have been flushed
-        asked = {} if lane is None else self._asked(lane, opened)
-        others = [place for place in opened if place not in asked]
-        if entity is not None:
-            self._reader.bypassed(len(others))
-        if lane is not None and asked:
-            others = self._read(lane, asked, others)
+            asked = self._asked(entity, lane, opened)
+            others = [place for place in opened if place not in asked]
+            if isinstance(lane, Lane) and asked:
+                others = self._read(lane, asked, others)
         self._select(others)
         return self._found
 
@@ -125,13 +129,17 @@ class _Many:
     def _get(self, place: int) -> None:
         self._found[place] = self._session.get(self._mapper.class_, self._idents[place], **_call(self._options))
 
-    def _asked(self, lane: Lane, places: Sequence[int]) -> dict[int, tuple[str, Entry]]:
+    def _asked(self, entity: Entity, lane: Lane | BypassReason, places: Sequence[int]) -> dict[int, tuple[str, Entry]]:
         """Return the text of the primary key, and the keys in the cache, of those that may be asked for there."""
         asked = {}
         for place in places:
-            named = lane.entity.identify(self._keys[place][1])
-            lookup = None if named is None else self._reader.admission.row(lane, named[1])
-            if named is not None and lookup is not None:
+            named = entity.identify(self._keys[place][1])
+            lookup: Lookup | BypassReason = "key"
+            if named is not None:
+                lookup = lane if isinstance(lane, str) else self._reader.admission.row(lane, named[1])
+            if isinstance(lookup, str):
+                self._reader.bypassed(entity, lookup)
+            elif named is not None:
                 asked[place] = named[1], lookup.entry
         return asked
 
@@ -139,12 +147,12 @@ class _Many:
         """Read through the cache. Return which of the others are still to be read: all, unless a SELECT was sent."""
         places = list(asked)
         left = others
-        ask = self._reader.driver.reading()
+        counting = Counting(lane.entity.counters, self._reader.driver.reading())
 
         def execute(effect: Effect[Any]) -> Any:
             nonlocal left
             if not isinstance(effect, LoadMany):
-                return ask(effect)
+                return counting.execute(effect)
             wanted = [places[at] for at in effect.places]
             texts = [asked[place][0] for place in wanted]
             loads, left = left, []
@@ -152,8 +160,12 @@ class _Many:
 
         reading = self._reading = self._reader.reading(lane)
         plan = _searches.read_many([entry for _, entry in asked.values()], reading, new_id=new_id)
-        for place, answer in zip(places, run(plan, execute), strict=True):
-            self._found[place] = self._reader.finish(self._session, self._keys[place], answer)
+        answers = dict(zip(places, run(plan, execute), strict=True))
+        for place, answer in answers.items():
+            self._found[place] = self._reader.row(self._session, self._keys[place], answer)
+        took = (perf_counter() - self._began) / len(answers)
+        for place, answer in answers.items():
+            counting.count(answer, took, self._not_stored.get(place, "snapshot"))
         return left
 
     def _load(
@@ -167,17 +179,21 @@ class _Many:
             if wanted
         }
         probe = self._reader.probe
-        began = time.perf_counter()
+        began = perf_counter()
         is_exact = probe.load(
             self._session, lane.entity.mappers, takes, lambda: self._select([*places, *others]), lambda _: self._found
         )
-        took = (time.perf_counter() - began) / len(places)
+        took = (perf_counter() - began) / len(places)
         told = self._reader.admission.may_be_told(self._session, lane, texts) if takes else [False] * len(texts)
-        for place in places:
-            if self._found[place] is None:
+        for place, wanted, may in zip(places, encode, told, strict=True):
+            is_missing = self._found[place] is None
+            if is_missing:
                 payloads.pop(place, None)
-                if lane.entity.missing_ttl_ms is not None and is_exact and self._keys[place] in takes:
+                if lane.entity.missing_ttl_ms is not None and is_exact and wanted:
                     payloads[place] = ABSENT
+            if wanted:
+                why: RefusedReason = "missing" if is_missing else "value"
+                self._not_stored[place] = why if place not in payloads or may else "own_writes"
         return [
             self._reader.loaded(lane, self._reading, self._found[place], payloads.get(place) if may else None, took)
             for place, may in zip(places, told, strict=True)
@@ -223,8 +239,8 @@ def _loosely(pk: Sequence[object]) -> tuple[str, ...]:
     return tuple("".join(filter(str.isalnum, part)) for part in folded)
 
 
-def _identity_keys(mapper: Mapper[Any], idents: Sequence[Any]) -> list[_sqlalchemy.IdentityKey]:
-    """Return the identity keys of primary keys as `Session.get` takes them.
+def _identity_keys(mapper: Mapper[Any], idents: Sequence[Any], *, hidden: bool) -> list[_sqlalchemy.IdentityKey]:
+    """Return the identity keys of primary keys as `Session.get` takes them; `hidden` keeps them out of errors' texts.
 
     Raises:
         ConfigurationError: one is not a primary key, cannot be hashed, or is given twice.
@@ -237,14 +253,18 @@ def _identity_keys(mapper: Mapper[Any], idents: Sequence[Any]) -> list[_sqlalche
         else:
             parts = list(ident) if isinstance(ident, tuple | list | Row) else [ident]
         if len(parts) != len(names):
-            raise ConfigurationError(f"idents[{place}]", ident, f"give primary keys: ({', '.join(names)})")
+            raise ConfigurationError(
+                f"idents[{place}]", ident, f"give primary keys: ({', '.join(names)})", hidden=hidden
+            )
         key = mapper.identity_key_from_primary_key(tuple(parts))
         try:
             first = seen.setdefault(key, place)
         except TypeError:
-            raise ConfigurationError(f"idents[{place}]", ident, "a primary key can be hashed") from None
+            raise ConfigurationError(f"idents[{place}]", ident, "a primary key can be hashed", hidden=hidden) from None
         if first != place:
-            raise ConfigurationError(f"idents[{place}]", ident, f"give each row once; it is idents[{first}], too")
+            raise ConfigurationError(
+                f"idents[{place}]", ident, f"give each row once; it is idents[{first}], too", hidden=hidden
+            )
     return list(seen)
 
 
@@ -270,24 +290,27 @@ class _ByKey:
         self._entry = lane.entry(text)
         self._reading = reader.reading(lane)
         self._identity: _sqlalchemy.IdentityKey | None = None  # of the row that the hint names
+        self._not_stored: RefusedReason = "snapshot"
+        self._began = perf_counter()
 
     def row(self) -> Any:
         """Return it."""
         finding = Finding(self._entry, self._reader.hint(self._lane, self._key), self._where, self._matches)
-        ask = self._reader.driver.reading()
+        counting = Counting(self._lane.entity.counters, self._reader.driver.reading())
 
         def execute(effect: Effect[Any]) -> Any:
-            return self._locate(effect) if isinstance(effect, Locate) else ask(effect)
+            return self._locate(effect) if isinstance(effect, Locate) else counting.execute(effect)
 
         answer: Answer[Found, Any] = run(_searches.find(finding, new_id=new_id), execute)
-        identity = self._identity
-        return self._reader.finish(self._session, identity, answer) if identity else self._reader.counted(answer)
+        row = self._reader.row(self._session, self._identity, answer) if self._identity else answer.row
+        counting.count(answer, perf_counter() - self._began, self._not_stored)
+        return row
 
     def _where(self, pk: tuple[Any, ...]) -> tuple[Entry, Reading[Found]] | None:
         """Return where the row with a primary key is, unless it must be read from the database."""
         named = self._lane.entity.identify(pk)
-        lookup = None if named is None else self._reader.admission.row(self._lane, named[1])
-        if named is None or lookup is None:
+        lookup = "key" if named is None else self._reader.admission.row(self._lane, named[1])
+        if named is None or isinstance(lookup, str):
             return None
         held = self._session.identity_map.get(named[0])
         if held is not None and not _sqlalchemy.is_complete(held, self._lane.entity.mapper):
@@ -306,16 +329,18 @@ class _ByKey:
         if effect.encode and identity is not None:
             text = lane.entity.table.pk_text(identity[1]) or ""
             takes[identity] = self._reader.taking(lane.entity, lane.rows, text, partial(payload.__setitem__, "row"))
-        began = time.perf_counter()
+        began = perf_counter()
         row = self._reader.probe.load(
             self._session, lane.entity.mappers, takes, self._select, lambda row: [] if row is None else [row]
         )
         key = None if row is None else _sqlalchemy.identity_of(row)
         named = None if key is None else lane.entity.identify(key[1])
         if not effect.encode or named is None or named[0] != key:
+            self._not_stored = "missing" if row is None else "other"
             return Located(Loaded(row, None), None, None)
         if not self._reader.admission.may_be_told(self._session, lane, [named[1]])[0]:
+            self._not_stored = "own_writes"
             return Located(Loaded(row, None), None, None)
-        took = time.perf_counter() - began
+        took = perf_counter() - began
         loaded = self._reader.loaded(lane, self._reading, row, payload.get("row"), took)
         return Located(loaded, lane.entry(named[1]), self._key.hint(named[0][1]))

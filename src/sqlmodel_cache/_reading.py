@@ -6,20 +6,34 @@ database gave on a miss becomes a payload.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
-from ._driver import Driver, new_id
-from ._effects import ABSENT, Entry, Granted, Load, Loaded, Lookup, NearPayload
+from ._driver import Driver, NotAsked, new_id
+from ._effects import (
+    ABSENT,
+    Entry,
+    Fill,
+    Granted,
+    Hit,
+    Lease,
+    Load,
+    Loaded,
+    Lookup,
+    NearPayload,
+    Resign,
+    Together,
+)
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -30,7 +44,7 @@ from ._unique import UniqueKey
 from ._versions import Versions
 from .config import Settings
 from .errors import CodecError, TransportError
-from .metrics import Counters
+from .metrics import BypassReason, MissReason, ModelCounters, RefusedReason
 
 log = logging.getLogger("sqlmodel_cache")
 
@@ -46,7 +60,72 @@ class Request:
     key: _sqlalchemy.IdentityKey
     pk: str
     reading: Reading[Found]
-    path: Any = None  # where its load begins, if not with the class
+    path: Any  # where its load begins, if not with the class
+    began: float  # seconds of perf_counter()
+    not_stored: RefusedReason = "snapshot"  # why its row has no payload, where one was wanted
+
+
+class Counting:
+    """Executes the effects of one read that go to the cache, and takes note of what its rows are counted by."""
+
+    def __init__(self, counters: ModelCounters, ask: Callable[[Effect[Any]], Any]) -> None:
+        self.counters = counters
+        self._ask = ask
+        self.asked = True  # until the cache is not asked because it has not answered lately
+        self.renews = False  # whether a row that is read was found valid before
+
+    def execute(self, effect: Effect[Any]) -> Any:
+        """Return the cache's reply."""
+        try:
+            reply = self._ask(effect)
+        except NotAsked:
+            self.asked = False
+            raise
+        if isinstance(effect, Together):
+            for each, its in zip(effect.effects, reply, strict=True):
+                self._take(each, its)
+        else:
+            self._take(effect, reply)
+        return reply
+
+    def _take(self, effect: Effect[Any], reply: Any) -> None:
+        if isinstance(effect, Fill):
+            self.counters.bytes_written += len(effect.payload) if reply is True else 0
+        elif isinstance(reply, Hit):
+            self.counters.bytes_read += len(reply.payload)
+        elif isinstance(reply, bytes):
+            self.counters.bytes_read += len(reply)
+
+    def count(self, answer: Answer[Any, Any], seconds: float, not_stored: RefusedReason) -> None:
+        """Count an answer, which took some seconds; `not_stored` is why its row had no payload, if it had none."""
+        counters = self.counters
+        counters.corrupt += answer.corrupt
+        if answer.source in _HITS:
+            counters.hit(seconds, 0)  # whose bytes have been counted
+            counters.near_hits += answer.near
+            return
+        counters.miss(seconds, self._reason(answer))
+        match answer.source:
+            case Source.FILLED:
+                counters.fills += 1
+            case Source.SHARED:
+                counters.shared += 1
+            case Source.REFUSED:
+                counters.not_stored["late"] += 1
+            case Source.UNCACHED:
+                counters.not_stored[not_stored] += 1
+
+    def _reason(self, answer: Answer[Any, Any]) -> MissReason:
+        if answer.source is Source.FENCED:
+            return "fenced"
+        if answer.source is Source.UNREACHABLE:
+            return "error" if self.asked else "breaker"
+        if answer.corrupt:
+            return "corrupt"
+        return "renewal" if self.renews else "absent"
+
+
+_HITS = (Source.HIT, Source.ABSENT)
 
 
 class Samples(Protocol):
@@ -61,17 +140,13 @@ class Samples(Protocol):
 class Reader:
     """Answers reads."""
 
-    def __init__(
-        self, settings: Settings, driver: Driver, entities: Entities, naming: Naming, counters: Counters
-    ) -> None:
+    def __init__(self, settings: Settings, driver: Driver, entities: Entities, naming: Naming) -> None:
         self._enabled = settings.enabled
         self._wait_ms = settings.fill_wait_ms
-        self._hides = naming.hides
+        self.hides = naming.hides  # whether logs and errors are silent on primary keys
         self._max_bytes = settings.max_payload_bytes
         self.driver = driver
         self._entities = entities
-        self._counters = counters
-        self._counts = counters.counts
         self.admission = Admission(settings, driver, naming)
         self._flights = Flights()
         self.probe = _sqlalchemy.LoadProbe()
@@ -95,35 +170,39 @@ class Reader:
         entity = self._entities.get(class_) if self._enabled else None
         if entity is None:
             return load()
+        began = perf_counter()
         named = entity.identify(ident)
         if named is None:
-            return self._bypass(load)
+            return self._bypass(entity, "key", load)
         key, pk = named
         identities = session.identity_map
         held = identities.get(key)
         if held is not None:  # the session's own business: the same object, or a refresh
             return held if not options and _sqlalchemy.is_current(held, entity.mapper) else load()
         lane = self.admission.lane(session, entity, options)
-        if lane is None or (not lane.idle and key in identities):
-            return self._bypass(load)
+        if isinstance(lane, str):
+            return self._bypass(entity, lane, load)
+        if not lane.idle and key in identities:
+            return self._bypass(entity, "session", load)
         lookup = self.admission.row(lane, pk)
-        if lookup is None:
-            return self._bypass(load)
+        if isinstance(lookup, str):
+            return self._bypass(entity, lookup, load)
         payload: bytes | None = None
         found: Found | None = None
-        reached = False
-        began = time.monotonic()
+        failed: type[TransportError] | None = None  # not the error itself, whose traceback has this very frame
+        asked = began if lane.idle else perf_counter()  # what the session had to flush is not the cache's time
         try:
             payload = self.driver.execute(lookup)
-            reached = True
             if payload is not None and entity.renewal is None:
                 found = lane.rows.decode(payload)
-        except (TransportError, CodecError):
+        except TransportError as error:
+            failed = type(error)
+        except CodecError:
             pass  # of a payload that is no row, the plan makes more
-        if found is not None:
-            return self._hit(session, lane, key, payload, found, path)
-        request = Request(session, lane, key, pk, self.reading(lane), path)
-        return self._miss(request, lookup, load, payload, reached, time.monotonic() - began)
+        if payload is not None and found is not None:
+            return self._hit(session, lane, key, payload, found, began, path)
+        request = Request(session, lane, key, pk, self.reading(lane), path, began)
+        return self._miss(request, lookup, load, payload, failed, perf_counter() - asked)
 
     async def aget(
         self, session: Session, class_: Any, ident: Any, load: Callable[[], Any], whole: Callable[[], Awaitable[Any]]
@@ -134,8 +213,11 @@ class Reader:
         `whole` that does. `load` is the session's own `get`.
         """
         entity = self._entities.get(class_) if self._enabled else None
-        named = None if entity is None else entity.identify(ident)
-        if entity is None or named is None:
+        if entity is None:
+            return await whole()
+        began = perf_counter()
+        named = entity.identify(ident)
+        if named is None:
             return await whole()
         key, pk = named
         held = session.identity_map.get(key)
@@ -151,20 +233,20 @@ class Reader:
             return await whole()
         payload: bytes | None = None
         found: Found | None = None
-        reached = False
-        began = time.monotonic()
+        failed: type[TransportError] | None = None
         try:
             payload = await look_up
-            reached = True
             if payload is not None and entity.renewal is None:
                 found = lane.rows.decode(payload)
-        except (TransportError, CodecError):
+        except TransportError as error:
+            failed = type(error)
+        except CodecError:
             pass
-        if found is not None and found[0].make.is_quiet(session):
-            return self._hit(session, lane, key, payload, found)
-        request = Request(session, lane, key, pk, self.reading(lane))
-        spent = time.monotonic() - began
-        return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, reached, spent)
+        if payload is not None and found is not None and found[0].make.is_quiet(session):
+            return self._hit(session, lane, key, payload, found, began)
+        request = Request(session, lane, key, pk, self.reading(lane), None, began)
+        spent = perf_counter() - began
+        return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, failed, spent)
 
     def close(self) -> None:
         """Stop listening to load events."""
@@ -177,14 +259,16 @@ class Reader:
         session: Session,
         lane: Lane,
         key: _sqlalchemy.IdentityKey,
-        payload: bytes | None,
+        payload: bytes,
         found: Found,
+        began: float,
         path: Any = None,
     ) -> Any:
-        self._counts["hits"] += 1
-        if type(payload) is NearPayload:
-            self._counts["near_hits"] += 1
         instance = found[0].make.attach(session, key, found[1], path)
+        counters = lane.entity.counters
+        counters.hit(perf_counter() - began, len(payload))
+        if type(payload) is NearPayload:
+            counters.near_hits += 1
         if self.sampler is not None and self.sampler.draws():
             self.sampler.offer(session, lane, key)
         return instance
@@ -195,36 +279,55 @@ class Reader:
         lookup: Lookup,
         load: Callable[[], Any],
         payload: bytes | None,
-        reached: bool,
+        failed: type[TransportError] | None,
         spent: float,
     ) -> Any:
-        """Return the row after a look-up that was no plain hit, or did not `reach` the cache, in some seconds."""
-        plan = _protocol.unreachable()
-        if reached:
+        """Return the row after a look-up that was no plain hit, or has `failed`, in some seconds."""
+        counting = Counting(request.lane.entity.counters, self.driver.reading(spent))
+        if payload is not None:
+            counting.renews = True
+            counting.counters.bytes_read += len(payload)
+        if failed is None:
             plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
-        return self._run(request, plan, load, spent)
+        else:
+            counting.asked = failed is not NotAsked
+            plan = _protocol.unreachable()
+        return self._run(request, counting, plan, load)
 
-    def _bypass(self, load: Callable[[], Any]) -> Any:
-        self.bypassed(1)
+    def _bypass(self, entity: Entity, reason: BypassReason, load: Callable[[], Any]) -> Any:
+        self.bypassed(entity, reason)
         return load()
 
-    def _run(self, request: Request, plan: Plan[Answer[Found, Any]], load: Callable[[], Any], spent: float) -> Any:
-        """Return the row that a plan finds, after a look-up that took some seconds."""
+    def _run(
+        self, request: Request, counting: Counting, plan: Plan[Answer[Found, Any]], load: Callable[[], Any]
+    ) -> Any:
+        """Return the row that a plan finds."""
         passenger = Passenger(self._flights)
-        ask = self.driver.reading(spent)
+        elected: Resign | None = None
 
         def execute(effect: Effect[Any]) -> Any:
+            nonlocal elected
             if isinstance(effect, Load):
-                return self._load(request, load) if effect.encode else Loaded(load(), None)
+                read = self._load_if_connected if effect.spare else self._load
+                return read(request, load) if effect.encode else Loaded(load(), None)
             if type(effect) in Passenger.EFFECTS:
                 return passenger.execute(effect)
-            return ask(effect)
+            reply = counting.execute(effect)
+            if isinstance(effect, Lease) and isinstance(reply, Granted) and reply.elected:
+                elected = Resign(effect.entry, reply)
+            return reply
 
         try:
             answer = run(plan, execute)
+        except asyncio.CancelledError:  # the plan is closed, and other processes wait for its fill
+            if elected is not None:
+                self.driver.post(elected)
+            raise
         finally:
             passenger.land()
-        return self.finish(request.session, request.key, answer, request.path)
+        row = self.row(request.session, request.key, answer, request.path)
+        counting.count(answer, perf_counter() - request.began, request.not_stored)
+        return row
 
     def _load(self, request: Request, load: Callable[[], Any]) -> Loaded[Any]:
         """Run the session's own get, and encode what it loaded unless the cache must not have it."""
@@ -232,17 +335,33 @@ class Reader:
         entity = lane.entity
         taken: list[bytes] = []
         take = self.taking(entity, lane.rows, request.pk, taken.append)
-        began = time.perf_counter()
+        began = perf_counter()
         instance = self.probe.load(
             request.session, entity.mappers, {request.key: take}, load, lambda found: [] if found is None else [found]
         )
-        took = time.perf_counter() - began
-        payload = taken[-1] if taken and instance is not None and _is_asked_for(request, instance) else None
-        if instance is None and entity.missing_ttl_ms is not None:
-            payload = ABSENT
+        took = perf_counter() - began
+        payload = taken[-1] if taken else None
+        request.not_stored = "value"
+        if instance is None:
+            payload = None if entity.missing_ttl_ms is None else ABSENT
+            request.not_stored = "missing"
+        elif not _is_asked_for(request, instance):
+            payload = None
+            request.not_stored = "other"
         if payload is not None and not self.admission.may_be_told(request.session, lane, [request.pk])[0]:
             payload = None
+            request.not_stored = "own_writes"
         return self.loaded(lane, request.reading, instance, payload, took)
+
+    def _load_if_connected(self, request: Request, load: Callable[[], Any]) -> Loaded[Any] | None:
+        """Run the session's own get; return None if it fails for want of a connection."""
+        try:
+            return self._load(request, load)
+        except Exception as why:
+            if _sqlalchemy.connections(request.session):  # its transaction may have failed, too
+                raise
+            log.warning("a row is not renewed: %s", type(why).__name__)
+            return None
 
     # what other reads have in common with it
 
@@ -295,53 +414,23 @@ class Reader:
             payload = _renewal.stamp(payload, ttl_ms=reading.ttl_ms, took=took)
         return Loaded(row, payload)
 
-    def finish(
-        self, session: Session, key: _sqlalchemy.IdentityKey, answer: Answer[Found, Any], path: Any = None
-    ) -> Any:
-        """Return the row of an answer, as an instance of the session; count it."""
+    def row(self, session: Session, key: _sqlalchemy.IdentityKey, answer: Answer[Found, Any], path: Any = None) -> Any:
+        """Return the row of an answer, as an instance of the session."""
         if answer.decoded is None:
-            return self.counted(answer)
-        self._count(answer)
+            return answer.row
         shape, values = answer.decoded
         return shape.make.attach(session, key, values, path)
 
-    def counted(self, answer: Answer[Found, Any]) -> Any:
-        """Return the row of an answer that the session has made itself; count it."""
-        self._count(answer)
-        return answer.row
-
-    def bypassed(self, rows: int) -> None:
-        """Count rows that are read from the database by rule."""
-        self._counters.add("bypasses", rows)
+    def bypassed(self, entity: Entity, reason: BypassReason) -> None:
+        """Count a row that is read from the database by rule."""
+        entity.counters.bypasses[reason] += 1
 
     def _warn(self, entity: Entity, pk: str, why: CodecError) -> None:
         class_ = entity.class_
         known = self.not_stored.setdefault(class_, {})
         if (why.attribute or "") not in known:
             known[why.attribute or ""] = str(why)
-            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self._hides else pk, why)
-
-    def _count(self, answer: Answer[Found, Any]) -> None:
-        add = self._counters.add
-        if answer.corrupt:
-            add("corrupt")
-        if answer.source in (Source.HIT, Source.ABSENT):
-            add("hits")
-            if answer.near:
-                add("near_hits")
-        else:
-            add("misses")
-            add(_COUNTER[answer.source])
-
-
-_COUNTER = {
-    Source.FILLED: "fills",
-    Source.REFUSED: "refused",
-    Source.FENCED: "fenced",
-    Source.UNCACHED: "uncached",
-    Source.SHARED: "shared",
-    Source.UNREACHABLE: "errors",
-}
+            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self.hides else pk, why)
 
 
 def _is_asked_for(request: Request, instance: object) -> bool:

@@ -29,7 +29,6 @@ from ._shapes import Entity
 from ._verifier import Difference, Verifier
 from ._verify import Verdict
 from ._writeset import TableRef, shares_transactions
-from .metrics import Counters
 
 log = logging.getLogger("sqlmodel_cache")
 
@@ -63,14 +62,12 @@ class Sampler:
         self,
         share: float,
         verifier: Verifier,
-        counters: Counters,
         invalidate: Callable[[TableRef, str], None],
         *,
         hides: bool,
     ) -> None:
         self._share = share
         self._verifier = verifier
-        self._counters = counters
         self._invalidate = invalidate
         self._hides = hides
         self._closed = False
@@ -145,9 +142,9 @@ class Sampler:
             if self._closed:
                 return
             if found.verdict in (Verdict.MATCHED, Verdict.DIFFERS):
-                self._counters.add("verified")
+                sample.entity.counters.verified += 1
             if found.difference is not None:
-                self._counters.add("discrepancies")
+                sample.entity.counters.discrepancies += 1
                 self._warn(sample, found.difference)
                 self._invalidate(sample.ref, sample.text)
         except Exception:

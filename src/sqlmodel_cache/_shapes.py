@@ -27,6 +27,7 @@ from ._codec import Codec, Column, not_a_row, plain_type
 from ._renewal import body
 from .config import CacheConfig, config_of
 from .errors import CodecError, ConfigurationError
+from .metrics import ModelCounters
 
 _EAGER = {"joined", "selectin", "subquery", "immediate", "noload", False}
 
@@ -102,6 +103,7 @@ class Rows:
         *,
         polymorphic: bool,
         stamped: bool,
+        absences: bool,
     ) -> None:
         self._only: tuple[Shape, Codec] | None = None
         self._stamped = stamped
@@ -120,6 +122,8 @@ class Rows:
             self.fingerprint = _digest(*read, self._only[1].fingerprint)
         if stamped:
             self.fingerprint = _digest(b"stamped", self.fingerprint)
+        if absences:  # others would be told "no such row", and could not read it
+            self.fingerprint = _digest(b"absences", self.fingerprint)
 
     def decode(self, payload: bytes) -> Found:
         """Return the row.
@@ -171,6 +175,7 @@ class Entity:
         reads: which rows its SELECT finds, and as which classes; a part of every fingerprint.
         shapes: what a get of it may find and the cache can hold.
         refused: why it cannot hold the other classes that a get may find.
+        counters: of gets of it; they outlive it.
     """
 
     mapper: Mapper[Any]
@@ -185,6 +190,7 @@ class Entity:
     reads: tuple[str, ...]
     shapes: tuple[Shape, ...]
     refused: dict[type, str]
+    counters: ModelCounters
     memo: dict[str, Any] = field(default_factory=dict)  # for those who serve it: what they need not find out again
     _rows: dict[tuple[str, str], Rows] = field(default_factory=dict)  # by database and driver
 
@@ -210,6 +216,7 @@ class Entity:
                 self.reads,
                 polymorphic=self.polymorphic,
                 stamped=self.renewal is not None,
+                absences=self.missing_ttl_ms is not None,
             )
         return rows
 
@@ -230,7 +237,7 @@ class Entity:
         return None if text is None else ((self.identity_class, pk, None), text)
 
 
-def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
+def entity_of(mapper: Mapper[Any], config: CacheConfig, counters: ModelCounters) -> Entity:
     """Return how a class is cached.
 
     Raises:
@@ -274,6 +281,7 @@ def entity_of(mapper: Mapper[Any], config: CacheConfig) -> Entity:
         renewal=config.refresh_ahead,
         shapes=tuple(shapes),
         refused=refused,
+        counters=counters,
     )
 
 

@@ -141,15 +141,15 @@ def autobegin(session: Session) -> None:
     """
     if session._transaction is not None:
         TransactionalContext._trans_ctx_check(session)  # inside the block of a transaction that has ended
-    elif _BEGINS_LIGHTLY and _may_begin(session):
+    elif (
+        _BEGINS_LIGHTLY
+        and session.autobegin
+        and session._trans_context_manager is None
+        and session._close_state is not _CLOSED
+    ):
         Begun(session)
     else:
         session._autobegin_t()  # checks that, too
-
-
-def _may_begin(session: Session) -> bool:
-    """Return whether a session begins its transaction by itself, and nothing stands against it now."""
-    return session.autobegin and session._trans_context_manager is None and session._close_state is not _CLOSED
 
 
 def _empty(transaction: object) -> weakref.WeakKeyDictionary[Any, Any]:
@@ -309,14 +309,17 @@ class Maker:
 Take = Callable[[type, dict[str, Any], set[str]], None]  # a class, loaded attributes, and names of expired ones
 
 
-_NO_TAKES: Mapping[IdentityKey, Take] = MappingProxyType({})
+_NO_TAKES: tuple[Any, Mapping[IdentityKey, Take]] = None, MappingProxyType({})
 
 
 class LoadProbe:
     """Sees what a SELECT gave to an instance, before a load event of the application can change it."""
 
     def __init__(self) -> None:
-        self._taking: ContextVar[Mapping[IdentityKey, Take]] = ContextVar("sqlmodel_cache_taking", default=_NO_TAKES)
+        # Of one session: a listener may load the same key from another database.
+        self._taking: ContextVar[tuple[Any, Mapping[IdentityKey, Take]]] = ContextVar(
+            "sqlmodel_cache_taking", default=_NO_TAKES
+        )
         self._watched: list[type] = []
 
     def load(
@@ -347,15 +350,15 @@ class LoadProbe:
             if mapper.class_ not in self._watched:
                 self._watched.append(mapper.class_)
                 event.listen(mapper.class_, "load", self._loaded, raw=True, insert=True)
-        token = self._taking.set(takes)
+        token = self._taking.set((session.hash_key, takes))
         try:
             return load()
         finally:
             self._taking.reset(token)
 
     def _loaded(self, state: InstanceState[Any], context: object) -> None:
-        takes = self._taking.get()
-        if takes and state.key is not None and state.key in takes:
+        session_id, takes = self._taking.get()
+        if takes and state.session_id == session_id and state.key is not None and state.key in takes:
             if next(iter(state.manager.dispatch.load), None) == self._loaded:
                 _give(state, takes[state.key])
 

@@ -25,7 +25,6 @@ from ._values import same
 from ._verify import Compared, Verdict
 from ._writeset import TableRef, shared_transaction, shares_transactions
 from .errors import ConfigurationError
-from .metrics import Counters
 from .verification import Discrepancy, Verification
 
 BATCH = 200  # rows that share a round trip and a SELECT
@@ -41,9 +40,8 @@ Seen: TypeAlias = tuple[type, Mapping[str, Any]]
 class Verifier:
     """Compares rows with a reader's means."""
 
-    def __init__(self, reader: Reader, counters: Counters, *, hides: bool, default_ttl_ms: int) -> None:
+    def __init__(self, reader: Reader, *, hides: bool, default_ttl_ms: int) -> None:
         self._reader = reader
-        self._counters = counters
         self._hides = hides
         self._default_ttl_ms = default_ttl_ms
 
@@ -56,17 +54,21 @@ class Verifier:
         """
         engine = _with_snapshots_of_statements(bind)
         with Session(engine, info=dict(info)) as session:
-            lane = None if _is_shared_now(engine) else self._reader.admission.lane(session, entity, {})
-            if lane is None:
-                raise ConfigurationError("bind", bind, _why_not(bind))
+            if _is_shared_now(engine):
+                raise ConfigurationError(
+                    "bind", bind, "its sessions share one connection, on which a transaction is open: end it first"
+                )
+            lane = self._reader.admission.lane(session, entity, {})
+            if isinstance(lane, str):
+                raise ConfigurationError("bind", bind, f"its sessions' gets are not answered from the cache: {lane}")
             keys = sample_keys(session, entity.mapper, size)
         self._meet(lane)
         tally = _Tally(entity)
         for start in range(0, len(keys), BATCH):
             self._verify(lane, engine, info, keys[start : start + BATCH], tally)
         found = tally.verification(len(keys))
-        self._counters.add("verified", found.matched + found.discrepancies)
-        self._counters.add("discrepancies", found.discrepancies)
+        entity.counters.verified += found.matched + found.discrepancies
+        entity.counters.discrepancies += found.discrepancies
         return found
 
     def check(self, entity: Entity, engine: Engine, pk: tuple[Any, ...], ref: TableRef) -> Compared[Difference]:
@@ -77,7 +79,7 @@ class Verifier:
         with Session(engine) as session:
             lane = self._reader.admission.lane(session, entity, {})
         named = entity.identify(pk)
-        if lane is None or lane.ref != ref or named is None:
+        if isinstance(lane, str) or lane.ref != ref or named is None:
             return _verify.UNDECIDED
         load = partial(self._load, lane, engine, {}, [pk])
         compare = partial(differ, lane)
@@ -101,7 +103,7 @@ class Verifier:
             if named is None:  # it has no text, so it is never cached
                 continue
             lookup = self._reader.admission.row(lane, named[1])
-            if lookup is None:  # this process owes its invalidation
+            if isinstance(lookup, str):  # this process owes its invalidation
                 tally.undecided += 1
                 continue
             pks.append(pk)
@@ -218,9 +220,3 @@ def _is_shared_now(engine: Engine) -> bool:
     """Return whether a SELECT would be in somebody else's transaction, and its end the end of that."""
     shared = shared_transaction(engine.pool) if shares_transactions(engine.pool) else None
     return shared is not None and shared.began is not None
-
-
-def _why_not(engine: Engine) -> str:
-    if _is_shared_now(engine):
-        return "its sessions share one connection, on which a transaction is open: end it first"
-    return "gets of its sessions are not answered from the cache: its isolation level, or its options, forbid it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,15 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from . import _keys, _protocol
 from ._driver import Driver, new_id
 from ._effects import Commit, Keys, Outcome
+from ._entities import Entities
+from ._journal import Journal
 from ._namespace import Naming
-from ._plan import Effect, run
+from ._plan import Effect, Plan, run
 from ._shapes import CachedTable
 from ._statements import Write
 from ._writeset import TableRef, Transaction, WriteSet, share, transaction_of
 from .config import Settings
-from .errors import InvalidationError
+from .errors import InvalidationError, TransportError
 from .metrics import Counters
 
 log = logging.getLogger("sqlmodel_cache")
@@ -32,13 +35,17 @@ log = logging.getLogger("sqlmodel_cache")
 class Writer:
     """Fences commits."""
 
-    def __init__(self, settings: Settings, driver: Driver, naming: Naming, counters: Counters) -> None:
+    def __init__(
+        self, settings: Settings, driver: Driver, entities: Entities, naming: Naming, counters: Counters
+    ) -> None:
         self._refuse = settings.on_unreachable == "refuse"
         self._fence_ttl_ms = settings.fence_ttl_ms
         self._replicas = settings.wait_replicas
         self._driver = driver
+        self._entities = entities
         self._naming = naming
         self._counters = counters
+        self.journal = Journal()
 
     def record(self, connection: Connection, writes: list[Write], translate: Mapping[Any, Any] | None) -> Transaction:
         """Add what a statement writes to the connection's write set, and return its transaction."""
@@ -103,18 +110,16 @@ class Writer:
                 log.warning("a commit is not invalidated, for want of the database's name: %s", why)
             late = self._naming.keys(state.writes).without(keys)
             if late:
-                self._driver.run(
+                self._run(
                     _protocol.invalidate(late, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
                 )
-                self._count(late)
+                self._count(late, "what a listener to a COMMIT wrote")
 
     def _commit_fenced(self, keys: Keys, send: Callable[[], None]) -> None:
         failure: Exception | None = None
 
-        def execute(effect: Effect[Any]) -> Any:
+        def commit() -> Outcome:
             nonlocal failure
-            if not isinstance(effect, Commit):
-                return self._driver.execute(effect)
             try:
                 send()
             except Exception as error:
@@ -130,8 +135,12 @@ class Writer:
             new_id=new_id,
             replicas=self._replicas,
         )
-        run(plan, execute)
-        self._count(keys)
+        self.journal.began(keys)
+        try:
+            self._run(plan, commit)
+        finally:
+            self.journal.ended(keys)
+        self._count(keys, "commit" if failure is None else "a COMMIT that failed")
         if failure is not None:
             raise failure
 
@@ -148,15 +157,17 @@ class Writer:
                 new_id=new_id,
                 replicas=self._replicas,
             )
-            state.fence = (keys, self._driver.run(plan))
+            state.fence = (keys, self._run(plan))
+            self.journal.began(keys)
 
     def end_fence(self, state: Transaction, outcome: Outcome) -> None:
         """Release the fence of a statement that has committed by itself."""
         if state.fence is not None:
             keys, token = state.fence
             plan = _protocol.end(keys, token, outcome, self._driver.debts, new_id=new_id, replicas=self._replicas)
-            self._driver.run(plan)
-            self._count(keys)
+            self._run(plan)
+            self.journal.ended(keys)
+            self._count(keys, "a statement that commits by itself")
         state.statement_ended()
 
     def invalidate(self, tables: list[CachedTable], pk: str | None, bind: Engine | Connection | None) -> None:
@@ -176,15 +187,16 @@ class Writer:
         found = WriteSet()
         translate = None if bind is None else bind.get_execution_options().get("schema_translate_map")
         for namespace in self._naming.namespaces(bind):
+            default = None if bind is None else bind.dialect.default_schema_name  # known once the database was asked
             for write in writes:
-                name = _keys.table_name(write.schema, write.table.family, translate)
-                found.change(TableRef(namespace, name), write.pks)
+                for name in _names_of(write, translate, default):
+                    found.change(TableRef(namespace, name), write.pks)
         keys = self._naming.keys(found)
         plan = _protocol.invalidate(
             keys, self._driver.debts, refuse=self._refuse, new_id=new_id, replicas=self._replicas
         )
-        self._driver.run(plan)
-        self._count(keys)
+        self._run(plan)
+        self._count(keys, "invalidate()")
 
     def forget(self, ref: TableRef, pk: str) -> None:
         """Invalidate a row that has turned out to be wrong in the cache."""
@@ -192,11 +204,35 @@ class Writer:
         found.change(ref, (pk,))
         keys = self._naming.keys(found)
         plan = _protocol.invalidate(keys, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
-        self._driver.run(plan)
-        self._count(keys)
+        self._run(plan)
+        self._count(keys, "verify")
 
-    def _count(self, keys: Keys) -> None:
-        self._counters.add("invalidated", len(keys.rows) + len(keys.tables))
+    def _run(self, plan: Plan[Any], commit: Callable[[], Outcome] | None = None) -> Any:
+        """Return a plan's result. All its effects but the COMMIT go to the cache; count it where the cache fails."""
+        failed = False
+
+        def execute(effect: Effect[Any]) -> Any:
+            nonlocal failed
+            if commit is not None and isinstance(effect, Commit):
+                return commit()
+            try:
+                return self._driver.execute(effect)
+            except TransportError:
+                failed = True
+                raise
+
+        try:
+            return run(plan, execute)
+        finally:
+            self._counters.errors += failed
+
+    def _count(self, keys: Keys, why: str) -> None:
+        self.journal.note(keys, why)
+        shards = Counter(map(_keys.table_of, keys.rows))
+        shards.update(keys.tables)
+        for shard, count in shards.items():
+            counters = self._entities.counters_of(_keys.name_of(shard)) or self._counters
+            counters.invalidated += count
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -34,7 +34,7 @@ class Cache:
     ) -> None:
         self.settings = settings
         self.counters = Counters()
-        self.entities = Entities()
+        self.entities = Entities(self.counters)
         self.statements = Statements(self.entities)
         self.near: Near | None = None
         self._tracking: Tracking | None = None
@@ -55,20 +55,18 @@ class Cache:
             replicas=settings.wait_replicas,
         )
         self.naming = naming = Naming(settings)
-        self.reader = Reader(settings, self.driver, self.entities, naming, self.counters)
+        self.reader = Reader(settings, self.driver, self.entities, naming)
         self.lazy_loads = LazyLoads(self.entities, self.reader)
         self.queries = Queries(self.reader)
-        self.writer = Writer(settings, self.driver, naming, self.counters)
-        self.verifier = Verifier(self.reader, self.counters, hides=naming.hides, default_ttl_ms=settings.default_ttl_ms)
+        self.writer = Writer(settings, self.driver, self.entities, naming, self.counters)
+        self.verifier = Verifier(self.reader, hides=naming.hides, default_ttl_ms=settings.default_ttl_ms)
         if settings.verify:
-            self.reader.sampler = Sampler(
-                settings.verify, self.verifier, self.counters, self.writer.forget, hides=naming.hides
-            )
+            self.reader.sampler = Sampler(settings.verify, self.verifier, self.writer.forget, hides=naming.hides)
 
     def stats(self) -> Stats:
         """Return what has been counted, and how things are."""
         driver = self.driver
-        return self.counters.snapshot(
+        return self.counters.stats(
             owed=len(driver.debts.owed), outages=driver.breaker.opened, unreachable=driver.breaker.is_open
         )
 

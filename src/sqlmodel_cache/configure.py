@@ -218,7 +218,7 @@ class SQLModelCache:
             InvalidationError: in `refuse` mode, when the cache does not answer.
         """
         if cls._cache is not None:
-            table, text = cls._cache.entities.named(model, pk)
+            table, text = cls._cache.entities.named(model, pk, hidden=cls._cache.reader.hides)
             cls._cache.writer.invalidate([table], text, _sync_bind(bind, model))
 
     @classmethod
@@ -415,6 +415,11 @@ class SQLModelCache:
         if cls._cache is not None:
             cls._cache.close()
         cls._cache = cls._hooks = None
+
+
+def current() -> Cache | None:
+    """Return the cache that is configured in this process, for what looks on: it does not outlive a `reset()`."""
+    return SQLModelCache._cache
 
 
 @functools.cache

@@ -90,7 +90,7 @@ class Verification:
                     "pk": None if each.pk is None else [str(part) for part in each.pk],
                     "columns": list(each.columns),
                     "reason": each.reason,
-                    "age": each.age,
+                    "age_seconds": each.age,
                 }
                 for each in self.examples
             ],

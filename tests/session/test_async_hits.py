@@ -191,3 +191,14 @@ async def test_reset_leaves_nothing(engine: Engine, slow: Slow) -> None:
     assert sa_asyncio.AsyncSession.get is not hooked
     assert sa_asyncio.AsyncSession.get.__module__ == "sqlalchemy.ext.asyncio.session"
     assert not hasattr(sa_asyncio.AsyncSession.get, "__wrapped__")
+
+
+async def test_memory_needs_no_greenlet_either(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in this process is at hand."""
+    SQLModelCache.configure()
+    pk = await cached(engine)
+    async with AsyncSession(AsyncEngine(engine)) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(sa_asyncio.session, "greenlet_spawn", None)
+            assert (await session.get(Hero, pk)) is not None
+    assert SQLModelCache.stats().hits == 1

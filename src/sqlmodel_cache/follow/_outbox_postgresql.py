@@ -42,9 +42,11 @@ class PostgresOutbox:
             wanted += [statement.replace("%SCHEMA%", quoted(str(schema))) for statement in _OUTBOX]
         query = "SELECT tgname::text FROM pg_trigger WHERE NOT tgisinternal"
         present = {str(row[0]) for row in self._connection.execute(query).fetchall()}
-        names = {cached.name: cached for cached in reversed(tables)}
-        for member in members(self._connection, "", sorted(names)):
-            for definition in _definitions(member, names[member.root.table]):
+        by_name: dict[str, list[CachedTable]] = {}  # two classes may name the rows of a table by different columns
+        for cached in tables:
+            by_name.setdefault(cached.name, []).append(cached)
+        for member in members(self._connection, "", sorted(by_name)):
+            for definition in (each for cached in by_name[member.root.table] for each in _definitions(member, cached)):
                 name = trigger_name(definition)
                 if name not in present:
                     wanted.append(f"CREATE TRIGGER {name} {definition}")

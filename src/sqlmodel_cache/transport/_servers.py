@@ -97,6 +97,14 @@ def signing_async(connection_class: type[Any]) -> type[Any]:
     return Signing
 
 
+def begin_to_sign(connection: Any) -> None:
+    """Let an asyncio connection that exists sign its replies from now on; which server it speaks to is unknown."""
+    if not isinstance(connection, _Signing):
+        kind: Any = type(connection)
+        connection.__class__ = signing_async(kind)
+        connection.server = Server()
+
+
 def plain(connection_class: Any) -> Any:
     """Return a class of connections as it was before it was made to sign."""
     return connection_class.__mro__[2] if issubclass(connection_class, _Signing) else connection_class
