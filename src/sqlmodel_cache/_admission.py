@@ -48,7 +48,7 @@ _ARGUMENTS = frozenset(
     {"options", "populate_existing", "with_for_update", "identity_token", "execution_options", "bind_arguments"}
 )
 
-# What an AsyncSession gives when nothing was asked of it, on SQLAlchemy 2.0 and on 2.1.
+# What an AsyncSession gives when nothing was asked of it, and `get_one`, on SQLAlchemy 2.0 and on 2.1.
 _ASYNC: dict[str, Any] = {
     "options": None,
     "populate_existing": False,
@@ -56,7 +56,8 @@ _ASYNC: dict[str, Any] = {
     "identity_token": None,
     "execution_options": {},
 }
-_UNASKED = (_ASYNC, {**_ASYNC, "populate_existing": None})
+_GET_ONE: dict[str, Any] = {**_ASYNC, "bind_arguments": None}
+_UNASKED = tuple({**each, "populate_existing": said} for each in (_ASYNC, _GET_ONE) for said in (False, None))
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -209,7 +210,7 @@ class Admission:
         if given and _flag("cache", given.get("cache", True)) is False:
             return "disabled"
         ttl_ms = self._ttl_ms(entity, given.get("cache_ttl"))
-        ref = TableRef(namespace, _table_name(entity, given.get("schema_translate_map"), bind))
+        ref = TableRef(namespace, table_name(entity, given.get("schema_translate_map"), bind))
         view = self._view(session, bind, session_options)
         if view is None:
             return "isolation"
@@ -336,7 +337,7 @@ def _why_not_plain(
     return None
 
 
-def _table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
+def table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
     """Return the table's name in keys. The default schema by its name is the one without: others may not say it."""
     schema, name = entity.table.schema, entity.table.family
     translated = translate.get(schema, schema) if translate else schema

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import math
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
@@ -93,6 +93,11 @@ class Driver:
         transports = [transport for transport in (self.sync_transport, self.async_transport) if transport is not None]
         return max((getattr(transport, "timeout_ms", math.inf) for transport in transports), default=math.inf) / 1000
 
+    def as_stored(self, lookup: Lookup) -> Lookup:
+        """Return a look-up as the transports get it: what is encrypted has another fingerprint."""
+        put: Any = self._gate.put(lookup)
+        return put if isinstance(put, Lookup) else lookup
+
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""
         return run(plan, self.execute)
@@ -166,6 +171,15 @@ class Driver:
             reply = self.sync_transport.execute(put)
         return self._gate.take(effect, reply)
 
+    def ttl(self, key: str) -> float | None:
+        """Return the seconds that a row's key has left, where that can be asked for at once."""
+        transport: Any = self.sync_transport
+        ask = getattr(transport, "ttl", None)
+        if ask is None or (transport.blocking and _sqlalchemy.in_greenlet()):
+            return None
+        left: float | None = ask(key)
+        return left
+
     def post(self, effect: Effect[Any]) -> None:
         """Have an effect performed that nobody waits for, in the event loop of a caller that is being cancelled."""
         if self._serves_all:
@@ -191,7 +205,7 @@ class Driver:
 
     def _wake(self) -> None:
         if self.sync_transport is None:
-            with suppress(RuntimeError):  # no loop: the one that was known
+            with contextlib.suppress(RuntimeError):  # no loop: the one that was known
                 self._loop = asyncio.get_running_loop()
         self._keeper.wake()
 
@@ -228,13 +242,13 @@ class Driver:
             _sqlalchemy.wait_for(self.async_transport.aclose())
 
 
-async def _performed(transport: AsyncTransport, effect: Effect[Any]) -> None:
-    with suppress(TransportError):
-        await transport.aexecute(effect)
-
-
 async def _ready(payload: bytes) -> bytes:
     return payload
+
+
+async def _performed(transport: AsyncTransport, effect: Effect[Any]) -> None:
+    with contextlib.suppress(TransportError):
+        await transport.aexecute(effect)
 
 
 async def _once(transport: AsyncTransport, effect: Effect[Any]) -> Any:

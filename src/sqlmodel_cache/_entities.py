@@ -70,8 +70,10 @@ class Entities:
         for class_ in [mapper.class_ for mapper in _sqlalchemy.mappers()]:
             config_of(class_)
 
-    def named(self, class_: object, pk: object = None) -> tuple[CachedTable, str | None]:
+    def named(self, class_: object, pk: object = None, *, hidden: bool = False) -> tuple[CachedTable, str | None]:
         """Return the table of a class that a caller names, and the text of a primary key if one is given.
+
+        `hidden` keeps the key out of the error's text.
 
         Raises:
             ConfigurationError: the class is not declared cached, or the key is not one of its primary keys.
@@ -91,7 +93,8 @@ class Entities:
             wanted = ", ".join(
                 f"{name}: {t.__name__}" for name, t in zip(cached.pk_columns, cached.pk_types, strict=True)
             )
-            raise ConfigurationError("pk", pk, f"give the primary key of {mapper.class_.__name__}: ({wanted})")
+            remedy = f"give the primary key of {mapper.class_.__name__}: ({wanted})"
+            raise ConfigurationError("pk", pk, remedy, hidden=hidden)
         return cached, text
 
     def longest_ttl_ms(self) -> int:

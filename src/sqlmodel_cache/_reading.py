@@ -13,14 +13,27 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
 from ._driver import Driver, NotAsked, new_id
-from ._effects import ABSENT, Entry, Fill, Granted, Hit, Lease, Load, Loaded, Lookup, NearPayload, Resign, Together
+from ._effects import (
+    ABSENT,
+    Entry,
+    Fill,
+    Granted,
+    Hit,
+    Lease,
+    Load,
+    Loaded,
+    Lookup,
+    NearPayload,
+    Resign,
+    Together,
+)
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -88,7 +101,7 @@ class Counting:
         counters = self.counters
         counters.corrupt += answer.corrupt
         if answer.source in _HITS:
-            counters.hit(seconds)
+            counters.hit(seconds, 0)  # whose bytes have been counted
             counters.near_hits += answer.near
             return
         counters.miss(seconds, self._reason(answer))
@@ -115,13 +128,22 @@ class Counting:
 _HITS = (Source.HIT, Source.ABSENT)
 
 
+class Samples(Protocol):
+    """Takes hits that shall be verified when they have been answered."""
+
+    def draws(self) -> bool: ...
+    def offer(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> None: ...
+    def settle(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Reader:
     """Answers reads."""
 
     def __init__(self, settings: Settings, driver: Driver, entities: Entities, naming: Naming) -> None:
         self._enabled = settings.enabled
         self._wait_ms = settings.fill_wait_ms
-        self._hides = naming.hides
+        self.hides = naming.hides  # whether logs and errors are silent on primary keys
         self._max_bytes = settings.max_payload_bytes
         self.driver = driver
         self._entities = entities
@@ -130,6 +152,7 @@ class Reader:
         self.probe = _sqlalchemy.LoadProbe()
         self._versions = Versions()
         self.not_stored: dict[type, dict[str, str]] = {}  # class -> attribute -> why
+        self.sampler: Samples | None = None  # who has a share of the hits verified
 
     def get(
         self,
@@ -164,23 +187,24 @@ class Reader:
         lookup = self.admission.row(lane, pk)
         if isinstance(lookup, str):
             return self._bypass(entity, lookup, load)
-        counters = entity.counters
         payload: bytes | None = None
         found: Found | None = None
         failed: type[TransportError] | None = None  # not the error itself, whose traceback has this very frame
-        asked = perf_counter()
+        asked = began if lane.idle else perf_counter()  # what the session had to flush is not the cache's time
         try:
             payload = self.driver.execute(lookup)
-            if payload is not None:
-                counters.bytes_read += len(payload)
-                if entity.renewal is None:
-                    found = lane.rows.decode(payload)
+            if payload is not None and entity.renewal is None:
+                found = lane.rows.decode(payload)
         except TransportError as error:
             failed = type(error)
         except CodecError:
             pass  # of a payload that is no row, the plan makes more
-        if found is not None:
-            return self._hit(session, entity, key, payload, found, began, path)
+        if payload is not None and found is not None:
+            return self._hit(session, lane, key, payload, found, began, path)
+        if failed is NotAsked:  # during an outage every get comes here: it has no plan, and nothing to tell
+            row = load()
+            entity.counters.miss(perf_counter() - began, "breaker")
+            return row
         request = Request(session, lane, key, pk, self.reading(lane), path, began)
         return self._miss(request, lookup, load, payload, failed, perf_counter() - asked)
 
@@ -214,21 +238,18 @@ class Reader:
         payload: bytes | None = None
         found: Found | None = None
         failed: type[TransportError] | None = None
-        asked = perf_counter()
         try:
             payload = await look_up
-            if payload is not None:
-                entity.counters.bytes_read += len(payload)
-                if entity.renewal is None:
-                    found = lane.rows.decode(payload)
+            if payload is not None and entity.renewal is None:
+                found = lane.rows.decode(payload)
         except TransportError as error:
             failed = type(error)
         except CodecError:
             pass
-        if found is not None and found[0].make.is_quiet(session):
-            return self._hit(session, entity, key, payload, found, began)
+        if payload is not None and found is not None and found[0].make.is_quiet(session):
+            return self._hit(session, lane, key, payload, found, began)
         request = Request(session, lane, key, pk, self.reading(lane), None, began)
-        spent = perf_counter() - asked
+        spent = perf_counter() - began
         return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, failed, spent)
 
     def close(self) -> None:
@@ -240,18 +261,20 @@ class Reader:
     def _hit(
         self,
         session: Session,
-        entity: Entity,
+        lane: Lane,
         key: _sqlalchemy.IdentityKey,
-        payload: bytes | None,
+        payload: bytes,
         found: Found,
         began: float,
         path: Any = None,
     ) -> Any:
         instance = found[0].make.attach(session, key, found[1], path)
-        counters = entity.counters
-        counters.hit(perf_counter() - began)
+        counters = lane.entity.counters
+        counters.hit(perf_counter() - began, len(payload))
         if type(payload) is NearPayload:
             counters.near_hits += 1
+        if self.sampler is not None and self.sampler.draws():
+            self.sampler.offer(session, lane, key)
         return instance
 
     def _miss(
@@ -263,10 +286,12 @@ class Reader:
         failed: type[TransportError] | None,
         spent: float,
     ) -> Any:
-        """Return the row after a look-up that was no plain hit, or failed, in some seconds."""
+        """Return the row after a look-up that was no plain hit, or has `failed`, in some seconds."""
         counting = Counting(request.lane.entity.counters, self.driver.reading(spent))
+        if payload is not None:
+            counting.renews = True
+            counting.counters.bytes_read += len(payload)
         if failed is None:
-            counting.renews = payload is not None
             plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
         else:
             counting.asked = failed is not NotAsked
@@ -409,7 +434,7 @@ class Reader:
         known = self.not_stored.setdefault(class_, {})
         if (why.attribute or "") not in known:
             known[why.attribute or ""] = str(why)
-            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self._hides else pk, why)
+            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self.hides else pk, why)
 
 
 def _is_asked_for(request: Request, instance: object) -> bool:

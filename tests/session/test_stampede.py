@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import PATIENCE, Log, Store
+from conftest import Log, Store
 from models import Hero, add_hero, get_hero
+from patient import PATIENCE
 from session.members import Recording
 from sqlalchemy import Engine, event, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession

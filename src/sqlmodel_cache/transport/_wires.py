@@ -27,7 +27,8 @@ from ._commands import Command, Words
 from ._servers import signed
 
 # What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
-TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError)
+# The last three: a reply that no server gives, in the client's parser or on the way to the node that it names.
+TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError, TypeError, OverflowError)
 
 # Before 5.3, redis-py wants the command's name, which it does not use; from then on it warns of it.
 _COMMAND = inspect.signature(redis.ConnectionPool.get_connection).parameters["command_name"]
@@ -59,6 +60,14 @@ class Server:
     def _post(self, lines: Sequence[Words]) -> list[Any]:
         pool = self._client.connection_pool
         return [reply for portion in _commands.portions(lines) for reply in exchange(pool, portion)]
+
+    def nodes(self) -> list[Node | None]:
+        """Return the servers that `say` takes: the one that there is."""
+        return [None]
+
+    def say(self, node: Node | None, lines: Sequence[Words]) -> list[Any]:
+        """Return the replies to lines that no slot decides the server of."""
+        return self._post(lines)
 
     def close(self) -> None:
         """Close the connections, unless they are the given client's."""
@@ -109,6 +118,16 @@ class Cluster:
         """Return the replies to commands."""
         deadline = time.monotonic() + self._timeout
         return run(self._slots.deliver(commands), lambda mail: self._perform(mail.to, deadline))  # type: ignore[attr-defined]
+
+    def nodes(self) -> list[Node | None]:
+        """Return the servers that `say` takes: those that own slots."""
+        self.send([])
+        return [*self._slots.owners()]
+
+    def say(self, node: Node | None, lines: Sequence[Words]) -> list[Any]:
+        """Return the replies to lines that no slot decides the server of."""
+        assert node is not None  # noqa: S101  as `nodes` says
+        return self._perform({node: list(lines)}, time.monotonic() + self._timeout)[node]
 
     def _perform(self, to: dict[Node, list[Words]], deadline: float) -> dict[Node, list[Any]]:
         answers: dict[Node, list[Any]] = {}
