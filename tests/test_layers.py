@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sqlmodel_cache"
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "metrics": {"errors"},
+    "tracing": {"metrics"},
     "_plan": set(),
     "_sqlalchemy": set(),
     "_writeset": set(),
@@ -86,8 +87,10 @@ LAYERS: dict[str, set[str]] = {
         "errors",
         "metrics",
     },
+    "_counting": {"_driver", "_effects", "_plan", "_protocol", "metrics"},
     "_reading": {
         "_admission",
+        "_counting",
         "_driver",
         "_effects",
         "_entities",
@@ -103,10 +106,12 @@ LAYERS: dict[str, set[str]] = {
         "config",
         "errors",
         "metrics",
+        "tracing",
     },
     "_lazy": {"_entities", "_reading", "_sqlalchemy", "config"},
     "_queries": {
         "_admission",
+        "_counting",
         "_driver",
         "_effects",
         "_plan",
@@ -118,6 +123,7 @@ LAYERS: dict[str, set[str]] = {
         "_unique",
         "errors",
         "metrics",
+        "tracing",
     },
     "explanation": {"_entities", "_lazy", "_shapes", "config", "errors"},
     "_inspecting": {
@@ -214,11 +220,12 @@ LAYERS: dict[str, set[str]] = {
         "follow",
         "metrics",
         "session",
+        "tracing",
         "transport",
         "transport.redis",
     },
     "cli": {"configure", "errors", "follow"},
-    "__init__": {"config", "configure", "errors", "explanation", "metrics", "transport"},
+    "__init__": {"config", "configure", "errors", "explanation", "metrics", "tracing", "transport"},
 }
 
 # Which of the library's dependencies a module may import; the others none.

@@ -36,6 +36,8 @@ PUBLIC = {
         "Settings",
         "Stats",
         "SyncTransport",
+        "Trace",
+        "TracedGet",
         "TransportError",
     ],
     "sqlmodel_cache.transport": [
@@ -129,6 +131,7 @@ SIGNATURES = {
     "aclose": {"timeout": 1},
     "follow": {"database": inspect.Parameter.empty, "setup": False, "options": inspect.Parameter.empty},
     "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
+    "trace": {},
     "explain": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
 }
 

@@ -7,6 +7,7 @@ from .configure import SQLModelCache
 from .errors import CacheError, CodecError, ConfigurationError, FollowerError, InvalidationError, TransportError
 from .explanation import Explanation, RowExplanation
 from .metrics import Histogram, ModelStats, Stats
+from .tracing import Trace, TracedGet
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "Settings",
     "Stats",
     "SyncTransport",
+    "Trace",
+    "TracedGet",
     "TransportError",
 ]
 
