@@ -31,6 +31,7 @@ PUBLIC = {
         "NearCache",
         "RedisAsyncTransport",
         "RedisSyncTransport",
+        "RowExplanation",
         "SQLModelCache",
         "Settings",
         "Stats",
@@ -128,7 +129,7 @@ SIGNATURES = {
     "aclose": {"timeout": 1},
     "follow": {"database": inspect.Parameter.empty, "setup": False, "options": inspect.Parameter.empty},
     "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
-    "explain": {"model": inspect.Parameter.empty},
+    "explain": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
 }
 
 

@@ -93,6 +93,11 @@ class Driver:
         transports = [transport for transport in (self.sync_transport, self.async_transport) if transport is not None]
         return max((getattr(transport, "timeout_ms", math.inf) for transport in transports), default=math.inf) / 1000
 
+    def as_stored(self, lookup: Lookup) -> Lookup:
+        """Return a look-up as the transports get it: what is encrypted has another fingerprint."""
+        put: Any = self._gate.put(lookup)
+        return put if isinstance(put, Lookup) else lookup
+
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""
         return run(plan, self.execute)

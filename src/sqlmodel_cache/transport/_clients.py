@@ -25,7 +25,7 @@ from redis.retry import Retry
 from ..errors import ConfigurationError
 from ._cluster import Node, Remap
 from ._masters import AsyncMasterPool, MasterPool
-from ._servers import begin_to_sign, plain, signing, signing_async
+from ._servers import begin_to_sign, closing, plain, signing, signing_async
 
 # Connection settings that mean the same to redis-py's sync and async connections.
 SHARED_SETTINGS = frozenset(
@@ -191,6 +191,8 @@ def _pool(
     module: Any = redis.asyncio if to_async else redis
     kind: Any = module.ConnectionPool if master is None else MasterPool
     made = plain(connection_class)
+    if not to_async:
+        made = closing(made)
     if signs:
         made = signing_async(made) if to_async else signing(made)
     return kind(connection_class=made, **own, **(master or {}))
