@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sqlalchemy import Engine, event, update
 from sqlmodel import Field, Session, SQLModel, create_engine, select
 
 import sqlmodel_cache
-from sqlmodel_cache import CacheConfig, MemoryTransport, RedisSyncTransport, SQLModelCache
+from sqlmodel_cache import CacheConfig, MemoryTransport, RedisSyncTransport, SQLModelCache, Stats
 
 WIDTHS = (48, 11, 16, 22)
 
@@ -53,11 +53,13 @@ class Watch:
         """Run one step, and print it with the name that it returned."""
         self.statements.clear()
         self.connections = self.rollbacks = 0
-        before = asdict(SQLModelCache.stats())
+        before = SQLModelCache.stats()
         began = time.perf_counter()
         returned = action()
         milliseconds = (time.perf_counter() - began) * 1000
-        counted = {name: count - before[name] for name, count in asdict(SQLModelCache.stats()).items()}
+        after = SQLModelCache.stats()
+        names = [field.name for field in fields(Stats) if field.name != "models"]
+        counted = {name: getattr(after, name) - getattr(before, name) for name in names}
         print_row(title, returned or "", self._sent(), in_words(counted), f"{milliseconds:.2f}")
 
     def _sent(self) -> str:

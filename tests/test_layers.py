@@ -41,6 +41,7 @@ LAYERS: dict[str, set[str]] = {
     "transport.memory": {"_effects", "_plan", "errors", "transport._sampling"},
     "transport._servers": set(),
     "transport._commands": {"_effects", "_keys", "_plan", "errors", "transport._servers"},
+    "transport._layout": {"transport._commands"},
     "transport._batches": {"_plan", "errors"},
     "transport._cluster": {"_keys", "_plan", "transport._commands", "transport._servers"},
     "transport._masters": set(),
@@ -122,6 +123,18 @@ LAYERS: dict[str, set[str]] = {
         "errors",
         "metrics",
     },
+    "explanation": {"_entities", "_lazy", "_shapes", "config", "errors"},
+    "_inspecting": {
+        "_admission",
+        "_driver",
+        "_effects",
+        "_entities",
+        "_namespace",
+        "_shapes",
+        "_writeset",
+        "errors",
+        "explanation",
+    },
     "_writing": {
         "_driver",
         "_effects",
@@ -141,6 +154,7 @@ LAYERS: dict[str, set[str]] = {
     "cache": {
         "_driver",
         "_entities",
+        "_inspecting",
         "_keys",
         "_lazy",
         "_namespace",
@@ -160,12 +174,16 @@ LAYERS: dict[str, set[str]] = {
     "follow._changes": {"_entities", "_keys", "_shapes", "_writeset", "follow._pgoutput"},
     "follow._source": {"follow._changes"},
     "follow._catalog": {"follow._source"},
+    "follow._connect": set(),
+    "follow._watch": {"follow._catalog", "follow._changes", "follow._source"},
     "follow._stream": {
         "errors",
         "follow._catalog",
         "follow._changes",
+        "follow._connect",
         "follow._pgoutput",
         "follow._source",
+        "follow._watch",
     },
     "follow._follower": {
         "_debts",
@@ -179,8 +197,14 @@ LAYERS: dict[str, set[str]] = {
         "follow._source",
     },
     "follow._outbox": {"_shapes", "errors", "follow._changes", "follow._source"},
-    "follow._outbox_postgresql": {"_shapes", "follow._catalog", "follow._outbox"},
-    "follow._outbox_sqlite": {"_shapes", "follow._outbox"},
+    "follow._outbox_postgresql": {
+        "_shapes",
+        "follow._catalog",
+        "follow._connect",
+        "follow._outbox",
+        "follow._source",
+    },
+    "follow._outbox_sqlite": {"_shapes", "follow._outbox", "follow._source"},
     "follow": {
         "_keys",
         "cache",
@@ -193,7 +217,6 @@ LAYERS: dict[str, set[str]] = {
         "follow._source",
         "follow._stream",
     },
-    "explanation": {"_entities", "_lazy", "_shapes", "config", "errors"},
     "session": {"_effects", "_sqlalchemy", "_sqltext", "_writeset", "_writing", "cache", "config", "errors"},
     "configure": {
         "_entities",
@@ -209,7 +232,64 @@ LAYERS: dict[str, set[str]] = {
         "transport",
         "transport.redis",
     },
-    "cli": {"configure", "errors", "follow"},
+    "cli._app": {"errors"},
+    "cli._servers": {"cli._app", "transport", "transport._clients", "transport._cluster"},
+    "cli._target": {"_sqlalchemy", "cli._app", "config", "configure", "transport", "transport._clients"},
+    "cli._checks": {
+        "_effects",
+        "_keys",
+        "cli._app",
+        "cli._servers",
+        "config",
+        "errors",
+        "transport",
+        "transport._cluster",
+    },
+    "cli._doctor": {
+        "_namespace",
+        "cli._app",
+        "cli._checks",
+        "cli._servers",
+        "cli._target",
+        "config",
+        "configure",
+        "errors",
+    },
+    "cli._sampling": {"_keys", "cli._app", "cli._servers"},
+    "cli._stats": {"cli._app", "cli._sampling", "cli._servers", "cli._target"},
+    "cli._top": {"cli._app", "cli._sampling", "cli._servers", "cli._stats", "cli._target"},
+    "cli._inspect": {
+        "_admission",
+        "_effects",
+        "_entities",
+        "_namespace",
+        "_sealing",
+        "_shapes",
+        "_sqlalchemy",
+        "_writeset",
+        "cli._app",
+        "cli._servers",
+        "cli._target",
+        "config",
+        "errors",
+        "transport",
+        "transport._layout",
+    },
+    "cli._invalidate": {"_entities", "cli._app", "cli._target", "configure"},
+    "cli._warm": {"_entities", "_shapes", "cli._app", "cli._target", "configure"},
+    "cli._follow": {"cli._app", "configure", "follow"},
+    "cli._commands": {
+        "cli._app",
+        "cli._doctor",
+        "cli._follow",
+        "cli._inspect",
+        "cli._invalidate",
+        "cli._stats",
+        "cli._top",
+        "cli._warm",
+    },
+    "cli": {"cli._commands"},
+    "cli.__main__": {"cli"},
     "contrib": set(),
     "contrib.fastapi": {"configure", "errors"},
     "contrib.dashboard._history": {"metrics"},
@@ -268,6 +348,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "transport._wires": {"redis"},
     "transport.redis": {"redis"},
     "follow._catalog": {"psycopg"},
+    "follow._connect": {"psycopg"},
+    "follow._watch": {"psycopg"},
     "follow._stream": {"psycopg"},
     "follow._outbox_postgresql": {"psycopg"},
     "follow": {"psycopg", "sqlalchemy"},
@@ -275,13 +357,25 @@ THIRD_PARTY: dict[str, set[str]] = {
     "_sealing": {"cryptography"},
     "_unique": {"msgspec", "sqlalchemy"},
     "_admission": {"sqlalchemy"},
+    "_inspecting": {"sqlalchemy"},
     "_reading": {"sqlalchemy"},
     "_lazy": {"sqlalchemy"},
     "_queries": {"sqlalchemy"},
     "_writing": {"sqlalchemy"},
     "session": {"sqlalchemy"},
     "configure": {"sqlalchemy"},
-    "cli": {"rich", "typer"},
+    "cli._app": {"redis", "rich", "sqlalchemy", "typer"},
+    "cli._servers": {"redis"},
+    "cli._target": {"redis", "sqlalchemy", "typer"},
+    "cli._checks": {"redis"},
+    "cli._doctor": {"sqlalchemy", "typer"},
+    "cli._sampling": {"redis"},
+    "cli._stats": {"rich", "typer"},
+    "cli._top": {"rich", "typer"},
+    "cli._inspect": {"sqlalchemy", "typer"},
+    "cli._invalidate": {"typer"},
+    "cli._warm": {"rich", "sqlalchemy", "typer"},
+    "cli._follow": {"rich", "typer"},
     "contrib.dashboard": {"msgspec"},
 }
 
@@ -296,7 +390,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 MODULES = modules()
-PACKAGES = {"contrib", "contrib.dashboard", "follow", "transport"}
+PACKAGES = {"cli", "contrib", "contrib.dashboard", "follow", "transport"}
 
 
 def imports(name: str) -> Iterator[tuple[str, str]]:
@@ -356,9 +450,13 @@ def defined(tree: ast.Module) -> set[str]:
     return found
 
 
+# There is no other way to the connections that a client had opened before it was given to a transport.
+OF_REDIS = {"transport._clients": {"_available_connections", "_in_use_connections"}}
+
+
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "_sqlalchemy"])
 def test_private_names_of_others_are_used_in_one_module(name: str) -> None:
-    """Only `_sqlalchemy.py` uses private names that SQLAlchemy, or anybody else, has defined."""
+    """Only `_sqlalchemy.py` uses private names that SQLAlchemy, or anybody else, has defined; redis-py's are listed."""
     tree = MODULES[name]
     foreign = [
         f"{module}.{imported}"
@@ -369,7 +467,7 @@ def test_private_names_of_others_are_used_in_one_module(name: str) -> None:
     foreign += [
         f"line {node.lineno}: .{node.attr}"
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in mine
+        if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in mine | OF_REDIS.get(name, set())
     ]
     assert foreign == []
 

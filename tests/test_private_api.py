@@ -12,9 +12,11 @@ from models import Hero
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, create_engine, delete, event, insert, text, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.util import TransactionalContext
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, InstanceState, Mapped, Mapper, Session, mapped_column, relationship
 from sqlalchemy.orm.base import PASSIVE_OFF, PassiveFlag
 from sqlalchemy.orm.mapper import _all_registries
+from sqlalchemy.orm.session import SessionTransaction
 from sqlmodel import SQLModel
 
 from sqlmodel_cache import _sqlalchemy
@@ -71,6 +73,71 @@ def test_attributes_of_instances() -> None:
     assert _sqlalchemy.isolation_level(plain.execution_options(isolation_level="AUTOCOMMIT")) == ("AUTOCOMMIT", True)
     engine.dispose()
     plain.dispose()
+
+
+def test_transaction_that_a_get_begins_is_the_sessions_own() -> None:
+    """It has the same attributes, fires the same events, and ends in the same state; its snapshot is made on demand."""
+    assert _sqlalchemy._BEGINS_LIGHTLY
+    seen: list[tuple[dict[str, object], list[str], object]] = []
+    for begin in (lambda session: session._autobegin_t(), _sqlalchemy.autobegin):
+        session, fired = Session(), list[str]()
+        for name in ("after_transaction_create", "after_transaction_end"):
+            event.listen(session, name, lambda *_, fired=fired, name=name: fired.append(name))
+        begin(session)
+        transaction = session.get_transaction()
+        assert isinstance(transaction, SessionTransaction)
+        assert "_new" in vars(transaction) or type(transaction) is _sqlalchemy.Begun
+        names = ("_new", "_deleted", "_dirty", "_key_switches", "nested", "origin", "_state", "_parent", "_connections")
+        found = {name: getattr(transaction, name) for name in names}
+        assert vars(transaction).keys() <= {*names, "session"}
+        empty = {name: (type(value), len(value)) for name, value in found.items() if name in names[:4]}
+        session.close()
+        assert session.get_transaction() is None
+        seen.append(({**found, **empty}, fired, (transaction._state, transaction.session is session)))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("begin", [lambda session: session._autobegin_t(), _sqlalchemy.autobegin], ids=["own", "get"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_transaction_that_a_get_begins_restores_all(begin, nested: bool) -> None:  # type: ignore[no-untyped-def]
+    """What was added, deleted, changed, and what changed its key, is after a rollback as it was."""
+    engine = create_engine("sqlite://")
+    SQLModel.metadata.create_all(engine, tables=[Hero.__table__])  # type: ignore[attr-defined]
+    with Session(engine) as session:
+        session.add_all([Hero(id=n, name="Rusty") for n in (1, 2, 3)])
+        session.commit()
+        heroes = [session.get_one(Hero, n) for n in (1, 2, 3)]
+        session.rollback()
+        begin(session)
+        savepoint = session.begin_nested() if nested else session
+        added = Hero(id=4, name="New")
+        session.add(added)
+        session.delete(heroes[0])
+        heroes[1].name = "Other"
+        heroes[2].id = 5
+        session.flush()
+        savepoint.rollback()
+        assert added not in session
+        assert [hero.id for hero in heroes] == [1, 2, 3]
+        assert heroes[0] in session
+        assert heroes[1].name == "Rusty"
+        assert session.get(Hero, 3) is heroes[2]
+        assert session.get(Hero, 5) is None
+    engine.dispose()
+
+
+def test_session_that_may_not_begin_says_so_to_a_get() -> None:
+    """As to a SELECT: where it does not begin by itself, is closed for good, or its block's transaction has ended."""
+    with pytest.raises(InvalidRequestError, match="Autobegin is disabled"):
+        _sqlalchemy.autobegin(Session(autobegin=False))
+    closed = Session(close_resets_only=False)
+    closed.close()
+    with pytest.raises(InvalidRequestError, match="permanently closed"):
+        _sqlalchemy.autobegin(closed)
+    with Session() as session, session.begin() as transaction:
+        transaction.rollback()
+        with pytest.raises(InvalidRequestError, match="inside context manager"):
+            _sqlalchemy.autobegin(session)
 
 
 def test_connections_go_through_the_replaced_methods() -> None:

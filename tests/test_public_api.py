@@ -31,6 +31,7 @@ PUBLIC = {
         "NearCache",
         "RedisAsyncTransport",
         "RedisSyncTransport",
+        "RowExplanation",
         "SQLModelCache",
         "Settings",
         "Stats",
@@ -128,13 +129,14 @@ SIGNATURES = {
     "aclose": {"timeout": 1},
     "follow": {"database": inspect.Parameter.empty, "setup": False, "options": inspect.Parameter.empty},
     "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
-    "explain": {"model": inspect.Parameter.empty},
+    "explain": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
 }
 
 
 @pytest.mark.parametrize("method", SIGNATURES)
-def test_sqlmodelcache_methods_have_their_signatures(method: str) -> None:
+def test_sqlmodelcache_methods_have_their_signatures(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters, their order and their defaults; all but the first ones by name only."""
+    monkeypatch.undo()  # what the tests are given
     parameters = inspect.signature(getattr(SQLModelCache, method)).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .config import CacheConfig, NearCache, Settings
 from .configure import SQLModelCache
 from .errors import CacheError, CodecError, ConfigurationError, FollowerError, InvalidationError, TransportError
-from .explanation import Explanation
+from .explanation import Explanation, RowExplanation
 from .metrics import Histogram, ModelStats, Stats
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
 
@@ -24,6 +24,7 @@ __all__ = [
     "NearCache",
     "RedisAsyncTransport",
     "RedisSyncTransport",
+    "RowExplanation",
     "SQLModelCache",
     "Settings",
     "Stats",

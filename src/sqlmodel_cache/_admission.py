@@ -15,7 +15,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
@@ -48,7 +48,7 @@ _ARGUMENTS = frozenset(
     {"options", "populate_existing", "with_for_update", "identity_token", "execution_options", "bind_arguments"}
 )
 
-# What an AsyncSession gives when nothing was asked of it, on SQLAlchemy 2.0 and on 2.1.
+# What an AsyncSession gives when nothing was asked of it, and `get_one`, on SQLAlchemy 2.0 and on 2.1.
 _ASYNC: dict[str, Any] = {
     "options": None,
     "populate_existing": False,
@@ -56,7 +56,8 @@ _ASYNC: dict[str, Any] = {
     "identity_token": None,
     "execution_options": {},
 }
-_UNASKED = (_ASYNC, {**_ASYNC, "populate_existing": None})
+_GET_ONE: dict[str, Any] = {**_ASYNC, "bind_arguments": None}
+_UNASKED = tuple({**each, "populate_existing": said} for each in (_ASYNC, _GET_ONE) for said in (False, None))
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -79,6 +80,7 @@ class Lane:
         trusted: a transaction has begun, and is believed to take a snapshot for each statement.
         transactions: those whose own writes a SELECT of the session may see.
         idle: the session had nothing to flush.
+        awaits: the engine is an asyncio one.
         hidden: makes what stands for a primary key in keys, where they do not show it.
     """
 
@@ -91,6 +93,7 @@ class Lane:
     trusted: bool
     transactions: tuple[Transaction, ...]
     idle: bool = False
+    awaits: bool = False
     hidden: Callable[[str], str] | None = None
     _lookups: dict[str, Lookup] = field(default_factory=dict)  # by primary key: hot rows are asked for again and again
 
@@ -122,9 +125,9 @@ class _Usual:
     lane: Lane
     session_class: type[Session]
     pool: weakref.ref[Pool]
+    dialect: Dialect  # engines may share a pool, and differ in it: in its isolation level
     options: Any  # of the engine
     shares: bool  # sessions on this pool may share a transaction
-    awaits: bool  # the engine is an asyncio one
     pid: int  # in-memory databases part ways at a fork
 
     def fits(self, session: Session, entity: Entity) -> bool:
@@ -138,9 +141,7 @@ class _Usual:
         if bind.get_execution_options() is not self.options or not isinstance(bind, Engine):
             return False
         pool = bind.pool
-        if pool is not self.pool() or self.pid != os.getpid():
-            return False
-        if self.awaits and not _sqlalchemy.in_greenlet():
+        if pool is not self.pool() or bind.dialect is not self.dialect or self.pid != os.getpid():
             return False
         if self.shares:
             shared = shared_transaction(pool)
@@ -164,12 +165,22 @@ class Admission:
 
         The session is flushed, and begun, as a SELECT would do it; no connection is opened.
         """
-        usual: _Usual | None = entity.memo.get(_USUAL)
-        if usual is None or (options and options not in _UNASKED) or self._driver.debts.any:
-            return self._find(session, entity, options)
-        if not usual.fits(session, entity) or _sqlalchemy.merging.get():
+        lane = None
+        if not options or options in _UNASKED:
+            lane = self.usual_lane(session, entity)
+        if lane is None or (lane.awaits and not _sqlalchemy.in_greenlet()):
             return self._find(session, entity, options)
         _sqlalchemy.autobegin(session)
+        return lane
+
+    def usual_lane(self, session: Session, entity: Entity) -> Lane | None:
+        """Return the lane for a session that has done nothing yet, or None where one must look closer.
+
+        The session has nothing to flush, and is still to be begun.
+        """
+        usual: _Usual | None = entity.memo.get(_USUAL)
+        if usual is None or self._driver.debts.any or not usual.fits(session, entity) or _sqlalchemy.merging.get():
+            return None
         return usual.lane
 
     def _find(self, session: Session, entity: Entity, options: Mapping[str, Any]) -> Lane | BypassReason:
@@ -199,7 +210,7 @@ class Admission:
         if given and _flag("cache", given.get("cache", True)) is False:
             return "disabled"
         ttl_ms = self._ttl_ms(entity, given.get("cache_ttl"))
-        ref = TableRef(namespace, _table_name(entity, given.get("schema_translate_map"), bind))
+        ref = TableRef(namespace, table_name(entity, given.get("schema_translate_map"), bind))
         view = self._view(session, bind, session_options)
         if view is None:
             return "isolation"
@@ -219,12 +230,12 @@ class Admission:
             return
         if _sqlalchemy.binds_plainly(type(session)):
             lane.entity.memo[_USUAL] = _Usual(
-                replace(lane, idle=True, _lookups={}),
+                replace(lane, idle=True, awaits=bind.dialect.is_async, _lookups={}),
                 type(session),
                 weakref.ref(bind.pool),
+                bind.dialect,
                 bind.get_execution_options(),
                 shares_transactions(bind.pool),
-                bind.dialect.is_async,
                 os.getpid(),
             )
 
@@ -315,6 +326,8 @@ def _why_not_plain(
         return "option"
     if session_options and (session_options.get("populate_existing") or session_options.get("identity_token")):
         return "option"
+    if session_options and not session_options.get("autoflush", True):
+        return "option"  # what follows would flush
     if not session.is_active:
         return "session"  # a flush has failed, or a commit is under way: the plain get says so
     if _sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession):
@@ -324,7 +337,7 @@ def _why_not_plain(
     return None
 
 
-def _table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
+def table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
     """Return the table's name in keys. The default schema by its name is the one without: others may not say it."""
     schema, name = entity.table.schema, entity.table.family
     translated = translate.get(schema, schema) if translate else schema

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Any
 
 from . import _protocol, _sqlalchemy
@@ -72,6 +74,7 @@ class Driver:
         self._longest_ttl_ms = longest_ttl_ms
         self._nobody = Keys((f"{prefix}:{{-}}:-",), ())
         self._loop: asyncio.AbstractEventLoop | None = None  # the last one in which the cache did not answer
+        self._posted: set[asyncio.Task[None]] = set()
         self._owe_to(Debts())
         self._replicas = replicas
         self.execute: Callable[[Effect[Any]], Any] = self._execute
@@ -79,6 +82,7 @@ class Driver:
         if sync_transport is not None and self._serves_all and not gate.seals:
             self.execute = sync_transport.execute  # what is in this process is no larger than what was let in
         self._alone: Callable[[Effect[Any]], Any] = self._perform_alone
+        self._near = near
         if near is not None:
             self.execute = _with_near(near, self.execute)
             self._alone = _with_near(near, self._perform_alone)
@@ -88,6 +92,11 @@ class Driver:
         """How long one read may wait for the cache in all: as long as its transport waits for one reply."""
         transports = [transport for transport in (self.sync_transport, self.async_transport) if transport is not None]
         return max((getattr(transport, "timeout_ms", math.inf) for transport in transports), default=math.inf) / 1000
+
+    def as_stored(self, lookup: Lookup) -> Lookup:
+        """Return a look-up as the transports get it: what is encrypted has another fingerprint."""
+        put: Any = self._gate.put(lookup)
+        return put if isinstance(put, Lookup) else lookup
 
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""
@@ -111,6 +120,29 @@ class Driver:
 
         return execute
 
+    def looking_up(self, lookup: Lookup) -> Awaitable[bytes | None] | None:
+        """Return what a coroutine awaits for `execute(lookup)`; None where more has to be done than to look it up."""
+        if self._serves_all:
+            return self._at_once(lookup)
+        if lookup.near and self._near is not None:
+            payload = self._near.find(lookup)
+            return None if payload is None else _ready(payload)
+        if self.async_transport is None or self.breaker.is_open:
+            return None
+        return self._look_up(self.async_transport, lookup)
+
+    async def _at_once(self, lookup: Lookup) -> Any:
+        return self.execute(lookup)
+
+    async def _look_up(self, transport: AsyncTransport, lookup: Lookup) -> Any:
+        try:
+            reply = await transport.aexecute(self._gate.put(lookup))
+        except TransportError:
+            self._failed()
+            raise
+        self.breaker.answered()
+        return self._gate.take(lookup, reply)
+
     def _execute(self, effect: Effect[Any]) -> Any:
         if self.breaker.is_open:
             self._wake()
@@ -118,11 +150,14 @@ class Driver:
         try:
             reply = self._perform(effect)
         except TransportError:
-            if self.breaker.failed():
-                self._wake()
+            self._failed()
             raise
         self.breaker.answered()
         return reply
+
+    def _failed(self) -> None:
+        if self.breaker.failed():
+            self._wake()
 
     def _perform(self, effect: Effect[Any]) -> Any:
         put = self._gate.put(effect)
@@ -135,6 +170,15 @@ class Driver:
         else:
             reply = self.sync_transport.execute(put)
         return self._gate.take(effect, reply)
+
+    def post(self, effect: Effect[Any]) -> None:
+        """Have an effect performed that nobody waits for, in the event loop of a caller that is being cancelled."""
+        if self._serves_all:
+            self.execute(effect)
+        elif self.async_transport is not None and not self.breaker.is_open:
+            task = asyncio.get_running_loop().create_task(_performed(self.async_transport, effect), context=Context())
+            self._posted.add(task)  # the loop itself refers to its tasks weakly
+            task.add_done_callback(self._posted.discard)
 
     # the keeper's side
 
@@ -150,8 +194,9 @@ class Driver:
             self._wake()
 
     def _wake(self) -> None:
-        if self.sync_transport is None and _sqlalchemy.in_greenlet():
-            self._loop = asyncio.get_running_loop()
+        if self.sync_transport is None:
+            with contextlib.suppress(RuntimeError):  # no loop: the one that was known
+                self._loop = asyncio.get_running_loop()
         self._keeper.wake()
 
     def _ask(self) -> None:
@@ -185,6 +230,15 @@ class Driver:
             self.sync_transport.close()
         if self.async_transport is not None and _sqlalchemy.in_greenlet():
             _sqlalchemy.wait_for(self.async_transport.aclose())
+
+
+async def _ready(payload: bytes) -> bytes:
+    return payload
+
+
+async def _performed(transport: AsyncTransport, effect: Effect[Any]) -> None:
+    with contextlib.suppress(TransportError):
+        await transport.aexecute(effect)
 
 
 async def _once(transport: AsyncTransport, effect: Effect[Any]) -> Any:

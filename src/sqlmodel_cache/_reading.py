@@ -6,9 +6,10 @@ database gave on a miss becomes a payload.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -19,7 +20,20 @@ from sqlalchemy.orm import Session
 from . import _protocol, _renewal, _sqlalchemy
 from ._admission import ALWAYS, Admission, Lane
 from ._driver import Driver, NotAsked, new_id
-from ._effects import ABSENT, Entry, Fill, Granted, Hit, Load, Loaded, NearPayload, Together
+from ._effects import (
+    ABSENT,
+    Entry,
+    Fill,
+    Granted,
+    Hit,
+    Lease,
+    Load,
+    Loaded,
+    Lookup,
+    NearPayload,
+    Resign,
+    Together,
+)
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -87,7 +101,7 @@ class Counting:
         counters = self.counters
         counters.corrupt += answer.corrupt
         if answer.source in _HITS:
-            counters.hit(seconds)
+            counters.hit(seconds, 0)  # whose bytes have been counted
             counters.near_hits += answer.near
             return
         counters.miss(seconds, self._reason(answer))
@@ -120,7 +134,7 @@ class Reader:
     def __init__(self, settings: Settings, driver: Driver, entities: Entities, naming: Naming) -> None:
         self._enabled = settings.enabled
         self._wait_ms = settings.fill_wait_ms
-        self._hides = naming.hides
+        self.hides = naming.hides  # whether logs and errors are silent on primary keys
         self._max_bytes = settings.max_payload_bytes
         self.driver = driver
         self._entities = entities
@@ -163,42 +177,113 @@ class Reader:
         lookup = self.admission.row(lane, pk)
         if isinstance(lookup, str):
             return self._bypass(entity, lookup, load)
-        counters = entity.counters
         payload: bytes | None = None
         found: Found | None = None
         failed: type[TransportError] | None = None  # not the error itself, whose traceback has this very frame
-        asked = perf_counter()
+        asked = began if lane.idle else perf_counter()  # what the session had to flush is not the cache's time
         try:
             payload = self.driver.execute(lookup)
-            if payload is not None:
-                counters.bytes_read += len(payload)
-                if entity.renewal is None:
-                    found = lane.rows.decode(payload)
+            if payload is not None and entity.renewal is None:
+                found = lane.rows.decode(payload)
         except TransportError as error:
             failed = type(error)
         except CodecError:
             pass  # of a payload that is no row, the plan makes more
-        if found is not None:
-            instance = found[0].make.attach(session, key, found[1], path)
-            counters.hit(perf_counter() - began)
-            if type(payload) is NearPayload:
-                counters.near_hits += 1
-            return instance
-        counting = Counting(counters, self.driver.reading(perf_counter() - asked))
+        if payload is not None and found is not None:
+            return self._hit(session, entity, key, payload, found, began, path)
+        if failed is NotAsked:  # during an outage every get comes here: it has no plan, and nothing to tell
+            row = load()
+            entity.counters.miss(perf_counter() - began, "breaker")
+            return row
         request = Request(session, lane, key, pk, self.reading(lane), path, began)
-        if failed is None:
-            counting.renews = payload is not None
-            plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
-        else:
-            counting.asked = failed is not NotAsked
-            plan = _protocol.unreachable()
-        return self._run(request, counting, plan, load)
+        return self._miss(request, lookup, load, payload, failed, perf_counter() - asked)
+
+    async def aget(
+        self, session: Session, class_: Any, ident: Any, load: Callable[[], Any], whole: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        """Return what `whole()`, the `get` of an `AsyncSession` in a greenlet, would return; a hit needs none.
+
+        Where anything but the cache may have to be waited for, and where anybody may have something to say, it is
+        `whole` that does. `load` is the session's own `get`.
+        """
+        entity = self._entities.get(class_) if self._enabled else None
+        if entity is None:
+            return await whole()
+        began = perf_counter()
+        named = entity.identify(ident)
+        if named is None:
+            return await whole()
+        key, pk = named
+        held = session.identity_map.get(key)
+        if held is not None:
+            return held if _sqlalchemy.is_current(held, entity.mapper) else await whole()
+        lane = self.admission.usual_lane(session, entity)
+        if lane is None or not lane.awaits:
+            return await whole()
+        lookup = lane.lookup(pk)
+        _sqlalchemy.autobegin(session)
+        look_up = self.driver.looking_up(lookup)
+        if look_up is None:
+            return await whole()
+        payload: bytes | None = None
+        found: Found | None = None
+        failed: type[TransportError] | None = None
+        try:
+            payload = await look_up
+            if payload is not None and entity.renewal is None:
+                found = lane.rows.decode(payload)
+        except TransportError as error:
+            failed = type(error)
+        except CodecError:
+            pass
+        if payload is not None and found is not None and found[0].make.is_quiet(session):
+            return self._hit(session, entity, key, payload, found, began)
+        request = Request(session, lane, key, pk, self.reading(lane), None, began)
+        spent = perf_counter() - began
+        return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, failed, spent)
 
     def close(self) -> None:
         """Stop listening to load events."""
         self.probe.close()
 
     # one row
+
+    def _hit(
+        self,
+        session: Session,
+        entity: Entity,
+        key: _sqlalchemy.IdentityKey,
+        payload: bytes,
+        found: Found,
+        began: float,
+        path: Any = None,
+    ) -> Any:
+        instance = found[0].make.attach(session, key, found[1], path)
+        entity.counters.hit(perf_counter() - began, len(payload))
+        if type(payload) is NearPayload:
+            entity.counters.near_hits += 1
+        return instance
+
+    def _miss(
+        self,
+        request: Request,
+        lookup: Lookup,
+        load: Callable[[], Any],
+        payload: bytes | None,
+        failed: type[TransportError] | None,
+        spent: float,
+    ) -> Any:
+        """Return the row after a look-up that was no plain hit, or has `failed`, in some seconds."""
+        counting = Counting(request.lane.entity.counters, self.driver.reading(spent))
+        if payload is not None:
+            counting.renews = True
+            counting.counters.bytes_read += len(payload)
+        if failed is None:
+            plan = _protocol.looked_up(lookup.entry, request.reading, payload, new_id=new_id)
+        else:
+            counting.asked = failed is not NotAsked
+            plan = _protocol.unreachable()
+        return self._run(request, counting, plan, load)
 
     def _bypass(self, entity: Entity, reason: BypassReason, load: Callable[[], Any]) -> Any:
         self.bypassed(entity, reason)
@@ -209,16 +294,26 @@ class Reader:
     ) -> Any:
         """Return the row that a plan finds."""
         passenger = Passenger(self._flights)
+        elected: Resign | None = None
 
         def execute(effect: Effect[Any]) -> Any:
+            nonlocal elected
             if isinstance(effect, Load):
-                return self._load(request, load) if effect.encode else Loaded(load(), None)
+                read = self._load_if_connected if effect.spare else self._load
+                return read(request, load) if effect.encode else Loaded(load(), None)
             if type(effect) in Passenger.EFFECTS:
                 return passenger.execute(effect)
-            return counting.execute(effect)
+            reply = counting.execute(effect)
+            if isinstance(effect, Lease) and isinstance(reply, Granted) and reply.elected:
+                elected = Resign(effect.entry, reply)
+            return reply
 
         try:
             answer = run(plan, execute)
+        except asyncio.CancelledError:  # the plan is closed, and other processes wait for its fill
+            if elected is not None:
+                self.driver.post(elected)
+            raise
         finally:
             passenger.land()
         row = self.row(request.session, request.key, answer, request.path)
@@ -248,6 +343,16 @@ class Reader:
             payload = None
             request.not_stored = "own_writes"
         return self.loaded(lane, request.reading, instance, payload, took)
+
+    def _load_if_connected(self, request: Request, load: Callable[[], Any]) -> Loaded[Any] | None:
+        """Run the session's own get; return None if it fails for want of a connection."""
+        try:
+            return self._load(request, load)
+        except Exception as why:
+            if _sqlalchemy.connections(request.session):  # its transaction may have failed, too
+                raise
+            log.warning("a row is not renewed: %s", type(why).__name__)
+            return None
 
     # what other reads have in common with it
 
@@ -316,7 +421,7 @@ class Reader:
         known = self.not_stored.setdefault(class_, {})
         if (why.attribute or "") not in known:
             known[why.attribute or ""] = str(why)
-            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self._hides else pk, why)
+            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self.hides else pk, why)
 
 
 def _is_asked_for(request: Request, instance: object) -> bool:

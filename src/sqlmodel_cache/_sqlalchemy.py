@@ -7,8 +7,10 @@ to make a persistent object without a statement.
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from functools import cached_property
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -23,6 +25,12 @@ from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import DEFAULT_STATE_ATTR as STATE_ATTR
 from sqlalchemy.orm.base import PASSIVE_OFF
 from sqlalchemy.orm.mapper import _all_registries
+from sqlalchemy.orm.session import (
+    SessionTransaction,
+    SessionTransactionOrigin,
+    SessionTransactionState,
+    _SessionCloseState,
+)
 from sqlalchemy.sql.dml import Insert, Update
 from sqlalchemy.util import concurrency as _concurrency
 
@@ -31,6 +39,7 @@ T = TypeVar("T")
 # `await_only` became `await_` in SQLAlchemy 2.1.
 _await: Any = getattr(_concurrency, "await_", None) or _concurrency.await_only
 in_greenlet: Callable[[], bool] = _concurrency.in_greenlet
+AsyncSession: Any = None
 try:
     import_module("greenlet")
 except ImportError:  # SQLAlchemy 2.1 needs it for asyncio only, and raises when it is asked without it
@@ -38,6 +47,8 @@ except ImportError:  # SQLAlchemy 2.1 needs it for asyncio only, and raises when
     def in_greenlet() -> bool:
         """Return False: there are none."""
         return False
+else:
+    AsyncSession = import_module("sqlalchemy.ext.asyncio").AsyncSession
 
 
 # `LazyLoader` became `_LazyLoader` in SQLAlchemy 2.1. There is one for each relationship and way to load it.
@@ -130,8 +141,82 @@ def autobegin(session: Session) -> None:
     """
     if session._transaction is not None:
         TransactionalContext._trans_ctx_check(session)  # inside the block of a transaction that has ended
+    elif (
+        _BEGINS_LIGHTLY
+        and session.autobegin
+        and session._trans_context_manager is None
+        and session._close_state is not _CLOSED
+    ):
+        Begun(session)
     else:
         session._autobegin_t()  # checks that, too
+
+
+def _empty(transaction: object) -> weakref.WeakKeyDictionary[Any, Any]:
+    return weakref.WeakKeyDictionary()
+
+
+class Begun(SessionTransaction):
+    """The transaction of a session that a get has begun: it opens nothing, and most sessions do no more than read.
+
+    What it may have to restore is kept from when there is something to keep: the four dictionaries of a snapshot, all
+    empty at first, take longer than a look-up. It is in the same state as one that the session itself begins.
+    """
+
+    nested = False
+    origin = SessionTransactionOrigin.AUTOBEGIN
+
+    _new: Any = cached_property(_empty)
+    _deleted: Any = cached_property(_empty)
+    _dirty: Any = cached_property(_empty)
+    _key_switches: Any = cached_property(_empty)
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._connections = {}
+        self._parent = None
+        self._state = SessionTransactionState.ACTIVE
+        session._transaction = self
+        session.dispatch.after_transaction_create(session, self)
+
+    def close(self, invalidate: bool = False) -> None:
+        """End it. Nothing is to be given back where nothing was opened."""
+        if self._connections or self._current_fn is not None:
+            super().close(invalidate)
+            return
+        session = self.session
+        session._transaction = None
+        self._state = SessionTransactionState.CLOSED
+        session.dispatch.after_transaction_end(session, self)
+
+
+def _uses(method: Any, names: str) -> bool:
+    """Return whether a method's code refers to just these names."""
+    return set(getattr(method, "__wrapped__", method).__code__.co_names) == set(names.split())
+
+
+_CLOSED = _SessionCloseState.CLOSED
+
+# A release whose own transactions do something else begins them itself.
+_BEGINS_LIGHTLY = (
+    _uses(
+        SessionTransaction.__init__,
+        "TransactionalContext _trans_ctx_check session _connections _parent SessionTransactionOrigin BEGIN_NESTED "
+        "nested origin _close_state _SessionCloseState CLOSED sa_exc InvalidRequestError _nested_transaction "
+        "_previous_nested_transaction SUBTRANSACTION SessionTransactionState ACTIVE _state _take_snapshot "
+        "_transaction dispatch after_transaction_create",
+    )
+    and _uses(
+        SessionTransaction._take_snapshot,
+        "_is_transaction_boundary _parent _new _deleted _dirty _key_switches origin SessionTransactionOrigin BEGIN "
+        "AUTOBEGIN session _flushing flush weakref WeakKeyDictionary",
+    )
+    and _uses(
+        SessionTransaction.close,
+        "nested _previous_nested_transaction session _nested_transaction _parent _transaction set _connections values "
+        "invalidate is_active close SessionTransactionState CLOSED _state dispatch after_transaction_end",
+    )
+)
 
 
 def options_of(session: Session) -> Mapping[str, Any] | None:
@@ -178,6 +263,10 @@ class Maker:
         setter: Any = mapper.class_.__setattr__
         self._sets_plainly = setter is object.__setattr__ or setter.__module__ == "sqlmodel.main"
 
+    def is_quiet(self, session: Session) -> bool:
+        """Return whether nobody listens to what `attach` does: a listener may load something, and wait for it."""
+        return not (self._manager.dispatch.load or session.dispatch.loaded_as_persistent) and self._sets_plainly
+
     def attach(self, session: Session, key: IdentityKey, values: dict[str, Any], path: Any = None) -> Any:
         """Return a new instance with these values, or the one that the session has meanwhile.
 
@@ -220,14 +309,17 @@ class Maker:
 Take = Callable[[type, dict[str, Any], set[str]], None]  # a class, loaded attributes, and names of expired ones
 
 
-_NO_TAKES: Mapping[IdentityKey, Take] = MappingProxyType({})
+_NO_TAKES: tuple[Any, Mapping[IdentityKey, Take]] = None, MappingProxyType({})
 
 
 class LoadProbe:
     """Sees what a SELECT gave to an instance, before a load event of the application can change it."""
 
     def __init__(self) -> None:
-        self._taking: ContextVar[Mapping[IdentityKey, Take]] = ContextVar("sqlmodel_cache_taking", default=_NO_TAKES)
+        # Of one session: a listener may load the same key from another database.
+        self._taking: ContextVar[tuple[Any, Mapping[IdentityKey, Take]]] = ContextVar(
+            "sqlmodel_cache_taking", default=_NO_TAKES
+        )
         self._watched: list[type] = []
 
     def load(
@@ -258,15 +350,15 @@ class LoadProbe:
             if mapper.class_ not in self._watched:
                 self._watched.append(mapper.class_)
                 event.listen(mapper.class_, "load", self._loaded, raw=True, insert=True)
-        token = self._taking.set(takes)
+        token = self._taking.set((session.hash_key, takes))
         try:
             return load()
         finally:
             self._taking.reset(token)
 
     def _loaded(self, state: InstanceState[Any], context: object) -> None:
-        takes = self._taking.get()
-        if takes and state.key is not None and state.key in takes:
+        session_id, takes = self._taking.get()
+        if takes and state.session_id == session_id and state.key is not None and state.key in takes:
             if next(iter(state.manager.dispatch.load), None) == self._loaded:
                 _give(state, takes[state.key])
 
@@ -457,6 +549,10 @@ class Patches:
         original = owner.__dict__[name]
         self._replaced.append((owner, name, original))
         setattr(owner, name, make(original))
+
+    def original(self, owner: type, name: str) -> Any:
+        """Return what was replaced."""
+        return next(original for at, known, original in self._replaced if (at, known) == (owner, name))
 
     def restore(self) -> None:
         """Put every original back."""

@@ -187,9 +187,10 @@ class Writer:
         found = WriteSet()
         translate = None if bind is None else bind.get_execution_options().get("schema_translate_map")
         for namespace in self._naming.namespaces(bind):
+            default = None if bind is None else bind.dialect.default_schema_name  # known once the database was asked
             for write in writes:
-                name = _keys.table_name(write.schema, write.table.family, translate)
-                found.change(TableRef(namespace, name), write.pks)
+                for name in _names_of(write, translate, default):
+                    found.change(TableRef(namespace, name), write.pks)
         keys = self._naming.keys(found)
         plan = _protocol.invalidate(
             keys, self._driver.debts, refuse=self._refuse, new_id=new_id, replicas=self._replicas

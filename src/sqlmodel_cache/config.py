@@ -103,7 +103,8 @@ class CacheConfig:
             process that inserts must know it: deploy it to writers first.
         refresh_ahead: renews rows before they expire, so that a row that is read all the time never does: a hit that
             is near its end is read from the database again, at random, and the earlier the longer its load takes.
-            1.0 is the usual eagerness; more is earlier. None leaves rows to expire.
+            1.0 is the usual eagerness; more is earlier. None leaves rows to expire. `get_many` and `get_by` renew
+            nothing. Where the database cannot be reached, the hit is returned.
         unique: keys that `SQLModelCache.get_by` may look up, each a tuple of attribute names whose columns have a
             unique constraint or index.
         many_to_one: True also answers lazy loads of the model by its primary key, as of `hero.team`, under the same

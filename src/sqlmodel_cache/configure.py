@@ -6,7 +6,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack, overload
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
@@ -17,7 +17,7 @@ from ._queries import Queries
 from .cache import Cache
 from .config import COMMIT_TIMEOUT, TIMEOUT, Duration, Key, Namespace, NearCache, Settings, milliseconds
 from .errors import ConfigurationError
-from .explanation import Explanation, explain
+from .explanation import Explanation, RowExplanation, explain
 from .metrics import Stats
 from .session import Hooks
 from .transport import (
@@ -211,7 +211,7 @@ class SQLModelCache:
             InvalidationError: in `refuse` mode, when the cache does not answer.
         """
         if cls._cache is not None:
-            table, text = cls._cache.entities.named(model, pk)
+            table, text = cls._cache.entities.named(model, pk, hidden=cls._cache.reader.hides)
             cls._cache.writer.invalidate([table], text, _sync_bind(bind, model))
 
     @classmethod
@@ -350,13 +350,36 @@ class SQLModelCache:
         return Stats() if cache is None else cache.stats()
 
     @classmethod
-    def explain(cls, model: type) -> Explanation:
+    @overload
+    def explain(cls, model: type) -> Explanation: ...
+    @classmethod
+    @overload
+    def explain(cls, model: type, pk: object, *, bind: Bind) -> RowExplanation: ...
+    @classmethod
+    def explain(cls, model: type, pk: object = None, *, bind: Bind | None = None) -> Explanation | RowExplanation:
         """Return whether and how gets of a model are cached, and what has kept rows of it from being stored.
 
+        Or, given a primary key, what the cache holds of that row now, and whether a get would use it. That asks the
+        cache twice, or three times, and is no get.
+
+        Args:
+            model: a mapped class.
+            pk: a primary key, a tuple if it has several columns.
+            bind: with a primary key: the session, connection or engine that the row is read with.
+
         Raises:
-            ConfigurationError: the model is not a mapped class.
+            ConfigurationError: the model is not a mapped class; with a key, it is not cached, the key is not one of its
+                keys, there is no bind, or nothing is configured.
         """
         cache = cls._cache
+        if pk is not None:
+            if cache is None:
+                raise ConfigurationError("pk", pk, "call SQLModelCache.configure() first")
+            engine = _sync_bind(bind, model)
+            if engine is None:
+                raise ConfigurationError("bind", bind, "give the session or the engine that the row is read with")
+            session = getattr(bind, "sync_session", bind)
+            return cache.inspector.row(model, pk, engine, session if isinstance(session, Session) else None)
         if cache is None:
             return explain(model, None, Entities(), {})
         return explain(model, cache.settings, cache.entities, cache.reader.not_stored)

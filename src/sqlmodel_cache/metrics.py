@@ -195,10 +195,11 @@ class ModelCounters:
         self.near_hits = self.fills = self.shared = self.corrupt = self.invalidated = 0
         self.bytes_read = self.bytes_written = 0
 
-    def hit(self, seconds: float) -> None:
-        """Count a hit."""
+    def hit(self, seconds: float, size: int) -> None:
+        """Count a hit of a payload of so many bytes."""
         self._hits[bisect_left(BOUNDS, seconds)] += 1
         self._hits_took += seconds
+        self.bytes_read += size
 
     def miss(self, seconds: float, reason: MissReason) -> None:
         """Count a miss."""

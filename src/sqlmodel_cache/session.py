@@ -1,6 +1,7 @@
 """The hooks on SQLAlchemy's sessions and connections: the shell, which decides nothing.
 
     Session.get                         -> Reader.get
+    AsyncSession.get                    -> Reader.aget, for hits; all else arrives at its Session
     a lazy load's SELECT                -> LazyLoads.load, where the relationship opted in
     every statement of every connection -> Writer.record, into the connection's write set, unless it only reads
     a connection's outermost COMMIT     -> Writer.commit around it
@@ -43,6 +44,7 @@ class Hooks:
         self._listeners: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
             (Mapper, "after_mapper_constructed", self._mapper_constructed),
             (Table, "after_parent_attach", self._table_attached),
+            (object, "class_uninstrument", self._cache.entities.disposed),
         )
         if cache.naming.asks_sessions:
             self._listeners += ((Session, "after_begin", self._after_begin),)
@@ -50,6 +52,8 @@ class Hooks:
     def install(self) -> None:
         """Hook in."""
         self._patches.replace(Session, "get", self._get)
+        if _sqlalchemy.AsyncSession is not None:
+            self._patches.replace(_sqlalchemy.AsyncSession, "get", self._aget)
         self._patches.replace(Session, "_merge", _merge)
         if self._cache.settings.enabled:
             self._patches.replace(_sqlalchemy.LazyLoader, "_emit_lazyload", self._lazy_load)
@@ -79,6 +83,21 @@ class Hooks:
         @functools.wraps(original)
         def get(self: Session, entity: Any, ident: Any, **options: Any) -> Any:
             return reader.get(self, entity, ident, options, lambda: original(self, entity, ident, **options))
+
+        return get
+
+    def _aget(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        reader, hooked = self._cache.reader, Session.get
+        own = self._patches.original(Session, "get")
+
+        @functools.wraps(original)
+        async def get(self: Any, entity: Any, ident: Any, **options: Any) -> Any:
+            session = self.sync_session
+            if options or type(session).get is not hooked:  # an application's own get has its say
+                return await original(self, entity, ident, **options)
+            return await reader.aget(
+                session, entity, ident, lambda: own(session, entity, ident), lambda: original(self, entity, ident)
+            )
 
         return get
 

@@ -69,12 +69,14 @@ def run(source: str | Path, folder: Path, **environment: str) -> str:
     script = source if isinstance(source, Path) else folder / "program.py"
     if isinstance(source, str):
         script.write_text(source)
-    runner = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if "\ndef test_" in script.read_text() else []
+    tested = "\ndef test_" in script.read_text()
+    runner = ["pytest", "-p", "patient", "-q", "-p", "no:cacheprovider"] if tested else ["patient"]
+    path = [environment.get("PYTHONPATH", ""), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     kept = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", *runner, script],
+        [sys.executable, "-W", "error", "-m", *runner, script],
         cwd=folder,
-        env={**kept, **environment},
+        env={**kept, **environment, "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
         timeout=60,

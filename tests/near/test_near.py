@@ -19,12 +19,15 @@ import redis
 import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
-from conftest import PATIENCE
+import sqlalchemy.ext.asyncio.session
 from models import add_hero, get_hero
 from near.rows import Star, add_stars, get_star, hear_everything, near, near_hits, resize, until, warm
+from patient import PATIENCE
 from servers import RedisServer, free_port
 from sqlalchemy import Engine, update
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import Session
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from sqlmodel_cache import (
     ConfigurationError,
@@ -59,12 +62,12 @@ def server() -> Iterator[RedisServer]:
 
 
 @contextmanager
-def other_process(engine: Engine, redis_url: str) -> Iterator[subprocess.Popen[str]]:
+def other_process(engine: Engine, redis_url: str, *key: str) -> Iterator[subprocess.Popen[str]]:
     """Yield another process; see `other.py`."""
     command = [sys.executable, str(Path(__file__).with_name("other.py"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
-        process.stdin.write(f"{engine.url.render_as_string(hide_password=False)} {redis_url}\n")
+        process.stdin.write(" ".join((engine.url.render_as_string(hide_password=False), redis_url, *key)) + "\n")
         try:
             yield process
         finally:
@@ -97,6 +100,27 @@ def test_hits_ask_neither_database_nor_redis(
     assert sql.take() == []
     stats = SQLModelCache.stats()
     assert 0 < stats.near_hits < stats.hits
+
+
+@pytest.mark.parametrize("engine", ["sqlite+aiosqlite"], indirect=True)
+async def test_an_async_session_asks_neither(
+    engine: Engine, redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its near hit needs no greenlet; before, and where the row is not held, it asks Redis as any get does."""
+    configure(redis_url)
+    async_engine = AsyncEngine(engine)
+    async with async_engine.connect() as connection:
+        await connection.run_sync(lambda _: add_stars(engine))
+        await connection.run_sync(lambda _: warm(engine))
+    async with AsyncSession(async_engine) as session:
+        before = SQLModelCache.stats().near_hits
+        monkeypatch.setattr(sqlalchemy.ext.asyncio.session, "greenlet_spawn", None)
+        star = await session.get(Star, 1)
+        monkeypatch.undo()
+        assert star is not None
+        assert star.name == "Star 1"
+        assert SQLModelCache.stats().near_hits == before + 1
+        assert await session.get(Star, 2) is None
 
 
 def test_own_commits_are_seen_at_once(engine: Engine, redis_url: str, redis_client: redis.Redis) -> None:
@@ -189,7 +213,7 @@ def test_what_redis_forgets_is_forgotten(engine: Engine, server: RedisServer, ho
 @SQLITE
 def test_silent_redis_is_not_relied_on(engine: Engine, server: RedisServer) -> None:
     """While Redis is stopped, near hits end a second after the last PING that it has answered; then all goes on."""
-    SQLModelCache.configure(server.url, near_cache=LONG)
+    SQLModelCache.configure(server.url, near_cache=LONG, timeout=0.05)
     add_stars(engine)
     warm(engine)
     os.kill(server.process.pid, signal.SIGSTOP)

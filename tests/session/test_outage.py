@@ -171,6 +171,7 @@ def test_read_that_has_spent_its_time_asks_no_more(
     pk = add_hero(engine)
     now = [0.0]
     monkeypatch.setattr("sqlmodel_cache._reading.perf_counter", lambda: now[0])
+    monkeypatch.setattr("sqlmodel_cache._driver.time.monotonic", lambda: now[0])
     executed = transport.execute
     late: list[type] = []
 

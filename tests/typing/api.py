@@ -13,7 +13,7 @@ import sqlalchemy.ext.asyncio
 import sqlalchemy.orm
 from fastapi import FastAPI
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlmodel import Field, Session, SQLModel
+from sqlmodel import Field, Session, SQLModel, create_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from sqlmodel_cache import (
@@ -25,6 +25,7 @@ from sqlmodel_cache import (
     NearCache,
     RedisAsyncTransport,
     RedisSyncTransport,
+    RowExplanation,
     Settings,
     SQLModelCache,
     Stats,
@@ -151,6 +152,8 @@ async def answers_have_types() -> None:
     assert_type(SQLModelCache.stats().near_hits, int)
     assert_type(SQLModelCache.explain(Hero), Explanation)
     assert_type(SQLModelCache.explain(Hero).reason, str | None)
+    assert_type(SQLModelCache.explain(Hero, 1, bind=create_engine("sqlite://")), RowExplanation)
+    assert_type(SQLModelCache.stats().models["app:Hero"].hit_seconds.quantile(0.99), float)
     SQLModelCache.reset()
     await SQLModelCache.aclose()
     try:

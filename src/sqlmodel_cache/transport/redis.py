@@ -141,6 +141,14 @@ class RedisSyncTransport:
         except TROUBLE as error:
             raise _commands.failed(effect, error) from error
 
+    def ttl(self, key: str) -> float | None:
+        """Return the seconds that a key has left, or None if there is none, or Redis does not say."""
+        try:
+            left: Any = self.client.pttl(_commands.key_bytes(key))
+        except TROUBLE:
+            return None
+        return left / 1000 if left >= 0 else None
+
     def _together(self, wire: Server | Cluster, effects: Sequence[Effect[Any]]) -> list[Any]:
         parcel = _commands.pack(effects, by_slot=self._by_slot)
         replies = wire.send(parcel.commands)
