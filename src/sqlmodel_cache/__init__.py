@@ -8,6 +8,7 @@ from .errors import CacheError, CodecError, ConfigurationError, FollowerError, I
 from .explanation import Explanation, RowExplanation
 from .metrics import Histogram, ModelStats, Stats
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
+from .verification import Discrepancy, Verification
 
 __all__ = [
     "AsyncTransport",
@@ -15,6 +16,7 @@ __all__ = [
     "CacheError",
     "CodecError",
     "ConfigurationError",
+    "Discrepancy",
     "Explanation",
     "FollowerError",
     "Histogram",
@@ -30,6 +32,7 @@ __all__ = [
     "Stats",
     "SyncTransport",
     "TransportError",
+    "Verification",
 ]
 
 __version__ = "0.1.0"

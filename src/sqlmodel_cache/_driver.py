@@ -171,11 +171,21 @@ class Driver:
             reply = self.sync_transport.execute(put)
         return self._gate.take(effect, reply)
 
+    def ttl(self, key: str) -> float | None:
+        """Return the seconds that a row's key has left, where that can be asked for at once."""
+        transport: Any = self.sync_transport
+        ask = getattr(transport, "ttl", None)
+        if ask is None or (transport.blocking and _sqlalchemy.in_greenlet()):
+            return None
+        left: float | None = ask(key)
+        return left
+
     def post(self, effect: Effect[Any]) -> None:
         """Have an effect performed that nobody waits for, in the event loop of a caller that is being cancelled."""
         if self._serves_all:
-            self.execute(effect)
-        elif self.async_transport is not None and not self.breaker.is_open:
+            with suppress(TransportError):
+                self.execute(effect)
+        elif self.async_transport is not None and _sqlalchemy.in_greenlet() and not self.breaker.is_open:
             task = asyncio.get_running_loop().create_task(_performed(self.async_transport, effect), context=Context())
             self._posted.add(task)  # the loop itself refers to its tasks weakly
             task.add_done_callback(self._posted.discard)

@@ -198,6 +198,15 @@ class Writer:
         self._run(plan)
         self._count(keys, "invalidate()")
 
+    def forget(self, ref: TableRef, pk: str) -> None:
+        """Invalidate a row that has turned out to be wrong in the cache."""
+        found = WriteSet()
+        found.change(ref, (pk,))
+        keys = self._naming.keys(found)
+        plan = _protocol.invalidate(keys, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
+        self._run(plan)
+        self._count(keys, "verify")
+
     def _run(self, plan: Plan[Any], commit: Callable[[], Outcome] | None = None) -> Any:
         """Return a plan's result. All its effects but the COMMIT go to the cache; count it where the cache fails."""
         failed = False

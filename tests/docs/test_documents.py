@@ -74,7 +74,8 @@ def run(source: str | Path, folder: Path, **environment: str) -> str:
     path = [environment.get("PYTHONPATH", ""), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     kept = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", *runner, script],
+        # Starlette's TestClient announces that it will leave httpx.
+        [sys.executable, "-W", "error", "-W", "ignore:Using `httpx`", "-m", *runner, script],
         cwd=folder,
         env={**kept, **environment, "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
@@ -91,11 +92,11 @@ def test_section_prints_what_it_says(title: str, tmp_path: Path, redis_url: str,
     """A reader who pastes a section gets what stands below it."""
     source, printed = PROGRAMS[title]
     source = source.replace("redis://localhost:6379", redis_url)
-    if "/heroes/{hero_id}" in source:
-        source, printed = source + SERVE, printed + SERVED
-    elif "\ndef test_" in source:
+    if "\ndef test_" in source:
         assert f"{source.count(f'{chr(10)}def test_')} passed" in run(source, tmp_path)
         return
+    if "/heroes/{hero_id}" in source:
+        source, printed = source + SERVE, printed + SERVED
     else:
         assert printed, "a program that prints nothing shows nothing"
         source += CLOSE

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlmodel_cache import InvalidationError, TransportError, _protocol, _searches
+from sqlmodel_cache import InvalidationError, TransportError, _protocol, _searches, _verify
 from sqlmodel_cache._effects import ABSENT, Commit, Entry, Keys, Lease, Load, Outcome
 from sqlmodel_cache._plan import Effect, Plan, perform
 from sqlmodel_cache._protocol import Reading
@@ -142,6 +142,26 @@ def has_key(version: int) -> bool:
     return version % 2 == 0
 
 
+def verifier(look: Callable[..., Plan[Any]] | None = None) -> Program:
+    """Return a program that compares the cached row with the database; or takes the one look of a mutant at it."""
+
+    def compare(payload: bytes, row: int) -> tuple[int, int] | None:
+        cached = decode(payload)
+        return None if cached == row else (cached, row)
+
+    def program(process: Process) -> Plan[Any]:
+        if look is not None:
+            return [(yield from look(ENTRY, 0, FINGERPRINT, compare, new_id=process.new_id))]
+        return (yield from _verify.verify([ENTRY], FINGERPRINT, compare, new_id=process.new_id))
+
+    return program
+
+
+def unfenced_writer() -> Program:
+    """Return a program that the cache hears nothing of: SQL that nobody follows."""
+    return writer(NOTHING, commit=bare_commit)
+
+
 def snapshot_reader() -> Program:
     """Return a program that gets the row in a REPEATABLE READ transaction that has begun before."""
 
@@ -203,6 +223,19 @@ def writer(
         if process.debts.owed:
             yield from _protocol.settle(keys, process.debts, fence_ttl_ms=FENCE_TTL_MS, new_id=new_id)
         return outcome
+
+    return program
+
+
+def keeper(keys: Keys = ROW, attempts: int = 2) -> Program:
+    """Return what a process does, after an outage, that owes keys since before the scenario began."""
+
+    def program(process: Process) -> Plan[bool]:
+        process.debts.owe(keys)
+        for _ in range(attempts):
+            if (yield from _protocol.settle(keys, process.debts, fence_ttl_ms=FENCE_TTL_MS, new_id=process.new_id)):
+                return True
+        return False
 
     return program
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # isort: off
-from . import _doctor, _stats, _top, _inspect, _invalidate, _warm, _follow  # noqa: F401
+from . import _doctor, _stats, _top, _inspect, _invalidate, _warm, _verify, _follow  # noqa: F401
 from ._app import app
 
 __all__ = ["app"]

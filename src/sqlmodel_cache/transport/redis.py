@@ -142,12 +142,12 @@ class RedisSyncTransport:
             raise _commands.failed(effect, error) from error
 
     def ttl(self, key: str) -> float | None:
-        """Return the seconds that a key has left, or None if there is none, or Redis does not say."""
+        """Return the seconds that a key has left, asked through the given client; None if it does not tell."""
         try:
             left: Any = self.client.pttl(_commands.key_bytes(key))
         except TROUBLE:
             return None
-        return left / 1000 if left >= 0 else None
+        return left / 1000 if isinstance(left, int) and left >= 0 else None
 
     def _together(self, wire: Server | Cluster, effects: Sequence[Effect[Any]]) -> list[Any]:
         parcel = _commands.pack(effects, by_slot=self._by_slot)
