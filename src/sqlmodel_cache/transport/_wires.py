@@ -21,7 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from .._effects import Lookup
 from .._plan import arun, run
 from . import _commands
-from ._clients import Members, bounded, close_bounded, sign
+from ._clients import Members, adopt, bounded, close_bounded
 from ._cluster import Mail, Node, Slots
 from ._commands import Command, Words
 
@@ -178,8 +178,7 @@ class AsyncServer:
     def __init__(self, client: Any, *, given: bool, signs: bool) -> None:
         self._client = client
         self._given = given
-        if signs:
-            sign(client)
+        adopt(client, signs=signs)
 
     async def ask(self, effect: Lookup, timeout: float) -> Any:
         """Return the reply to a look-up, or raise its error: the shortest way there is."""
