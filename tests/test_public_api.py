@@ -22,6 +22,7 @@ PUBLIC = {
         "CacheError",
         "CodecError",
         "ConfigurationError",
+        "Discrepancy",
         "Explanation",
         "FollowerError",
         "Histogram",
@@ -31,11 +32,13 @@ PUBLIC = {
         "NearCache",
         "RedisAsyncTransport",
         "RedisSyncTransport",
+        "RowExplanation",
         "SQLModelCache",
         "Settings",
         "Stats",
         "SyncTransport",
         "TransportError",
+        "Verification",
     ],
     "sqlmodel_cache.transport": [
         "AsyncTransport",
@@ -44,6 +47,12 @@ PUBLIC = {
         "RedisSyncTransport",
         "SyncTransport",
     ],
+}
+
+# Modules for tests alone: public is what they define.
+FOR_TESTS = {
+    "sqlmodel_cache.testing": ["CacheFixture", "fresh_cache"],
+    "sqlmodel_cache.transport.faults": ["Fault", "FaultyTransport", "Operation"],
 }
 
 
@@ -65,6 +74,16 @@ def test_all_is_complete_and_sorted(name: str) -> None:
     assert module.__all__ == PUBLIC[name]
     assert module.__all__ == sorted(module.__all__)
     assert own_names(module) == module.__all__
+
+
+@pytest.mark.parametrize("name", FOR_TESTS)
+def test_modules_for_tests_name_what_they_define(name: str) -> None:
+    """`__all__` names the module's own classes and functions, in order; each says what it is."""
+    module = importlib.import_module(name)
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == name]
+    public = [value for value in own if not value.__name__.startswith("_")]
+    assert module.__all__ == FOR_TESTS[name] == sorted(value.__name__ for value in public)
+    assert all(inspect.getdoc(value) for value in public)
 
 
 def test_version_is_the_changelogs() -> None:
@@ -92,6 +111,7 @@ SIGNATURES = {
         "wait_replicas": 0,
         "timeout": 0.05,
         "commit_timeout": 1.0,
+        "verify": 0.0,
     },
     "get_many": {
         "session": inspect.Parameter.empty,
@@ -128,7 +148,9 @@ SIGNATURES = {
     "aclose": {"timeout": 1},
     "follow": {"database": inspect.Parameter.empty, "setup": False, "options": inspect.Parameter.empty},
     "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
-    "explain": {"model": inspect.Parameter.empty},
+    "verify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
+    "averify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
+    "explain": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
 }
 
 
@@ -140,7 +162,7 @@ def test_sqlmodelcache_methods_have_their_signatures(method: str, monkeypatch: p
     assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
     by_position = [name for name, parameter in parameters.items() if parameter.kind not in kinds]
-    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "database"}
+    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "database", "bind"}
 
 
 def test_readme_lists_every_argument_of_configure() -> None:

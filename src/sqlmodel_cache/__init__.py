@@ -5,9 +5,10 @@ from __future__ import annotations
 from .config import CacheConfig, NearCache, Settings
 from .configure import SQLModelCache
 from .errors import CacheError, CodecError, ConfigurationError, FollowerError, InvalidationError, TransportError
-from .explanation import Explanation
+from .explanation import Explanation, RowExplanation
 from .metrics import Histogram, ModelStats, Stats
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
+from .verification import Discrepancy, Verification
 
 __all__ = [
     "AsyncTransport",
@@ -15,6 +16,7 @@ __all__ = [
     "CacheError",
     "CodecError",
     "ConfigurationError",
+    "Discrepancy",
     "Explanation",
     "FollowerError",
     "Histogram",
@@ -24,11 +26,13 @@ __all__ = [
     "NearCache",
     "RedisAsyncTransport",
     "RedisSyncTransport",
+    "RowExplanation",
     "SQLModelCache",
     "Settings",
     "Stats",
     "SyncTransport",
     "TransportError",
+    "Verification",
 ]
 
 __version__ = "0.1.0"

@@ -210,7 +210,7 @@ class Admission:
         if given and _flag("cache", given.get("cache", True)) is False:
             return "disabled"
         ttl_ms = self._ttl_ms(entity, given.get("cache_ttl"))
-        ref = TableRef(namespace, _table_name(entity, given.get("schema_translate_map"), bind))
+        ref = TableRef(namespace, table_name(entity, given.get("schema_translate_map"), bind))
         view = self._view(session, bind, session_options)
         if view is None:
             return "isolation"
@@ -326,6 +326,8 @@ def _why_not_plain(
         return "option"
     if session_options and (session_options.get("populate_existing") or session_options.get("identity_token")):
         return "option"
+    if session_options and not session_options.get("autoflush", True):
+        return "option"  # what follows would flush
     if not session.is_active:
         return "session"  # a flush has failed, or a commit is under way: the plain get says so
     if _sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession):
@@ -335,7 +337,7 @@ def _why_not_plain(
     return None
 
 
-def _table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
+def table_name(entity: Entity, translate: Mapping[Any, Any] | None, bind: Engine | Connection) -> str:
     """Return the table's name in keys. The default schema by its name is the one without: others may not say it."""
     schema, name = entity.table.schema, entity.table.family
     translated = translate.get(schema, schema) if translate else schema

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -128,6 +128,15 @@ class Counting:
 _HITS = (Source.HIT, Source.ABSENT)
 
 
+class Samples(Protocol):
+    """Takes hits that shall be verified when they have been answered."""
+
+    def draws(self) -> bool: ...
+    def offer(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> None: ...
+    def settle(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Reader:
     """Answers reads."""
 
@@ -143,6 +152,7 @@ class Reader:
         self.probe = _sqlalchemy.LoadProbe()
         self._versions = Versions()
         self.not_stored: dict[type, dict[str, str]] = {}  # class -> attribute -> why
+        self.sampler: Samples | None = None  # who has a share of the hits verified
 
     def get(
         self,
@@ -190,7 +200,7 @@ class Reader:
         except CodecError:
             pass  # of a payload that is no row, the plan makes more
         if payload is not None and found is not None:
-            return self._hit(session, entity, key, payload, found, began, path)
+            return self._hit(session, lane, key, payload, found, began, path)
         if failed is NotAsked:  # during an outage every get comes here: it has no plan, and nothing to tell
             row = load()
             entity.counters.miss(perf_counter() - began, "breaker")
@@ -237,7 +247,7 @@ class Reader:
         except CodecError:
             pass
         if payload is not None and found is not None and found[0].make.is_quiet(session):
-            return self._hit(session, entity, key, payload, found, began)
+            return self._hit(session, lane, key, payload, found, began)
         request = Request(session, lane, key, pk, self.reading(lane), None, began)
         spent = perf_counter() - began
         return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, failed, spent)
@@ -251,7 +261,7 @@ class Reader:
     def _hit(
         self,
         session: Session,
-        entity: Entity,
+        lane: Lane,
         key: _sqlalchemy.IdentityKey,
         payload: bytes,
         found: Found,
@@ -259,9 +269,12 @@ class Reader:
         path: Any = None,
     ) -> Any:
         instance = found[0].make.attach(session, key, found[1], path)
-        entity.counters.hit(perf_counter() - began, len(payload))
+        counters = lane.entity.counters
+        counters.hit(perf_counter() - began, len(payload))
         if type(payload) is NearPayload:
-            entity.counters.near_hits += 1
+            counters.near_hits += 1
+        if self.sampler is not None and self.sampler.draws():
+            self.sampler.offer(session, lane, key)
         return instance
 
     def _miss(

@@ -242,6 +242,7 @@ class Settings:
     wait_replicas: int = 0
     timeout: Duration = TIMEOUT
     commit_timeout: Duration = COMMIT_TIMEOUT
+    verify: float = 0.0
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -269,6 +270,8 @@ class Settings:
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
         if type(self.max_payload_bytes) is not int or self.max_payload_bytes < 1:
             raise ConfigurationError("max_payload_bytes", self.max_payload_bytes, "give a positive int")
+        if isinstance(self.verify, bool) or not isinstance(self.verify, int | float) or not 0 <= self.verify <= 1:
+            raise ConfigurationError("verify", self.verify, "give the share of hits to verify, from 0 to 1: 0.001")
         keys_of(self.encryption_key)
         if self.hash_keys != "rollout" and not isinstance(self.hash_keys, bool):
             raise ConfigurationError("hash_keys", self.hash_keys, 'give True or False, and "rollout" between the two')

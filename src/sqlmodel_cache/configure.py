@@ -6,7 +6,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack, overload
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
@@ -17,7 +17,7 @@ from ._queries import Queries
 from .cache import Cache
 from .config import COMMIT_TIMEOUT, TIMEOUT, Duration, Key, Namespace, NearCache, Settings, milliseconds
 from .errors import ConfigurationError
-from .explanation import Explanation, explain
+from .explanation import Explanation, RowExplanation, explain
 from .metrics import Stats
 from .session import Hooks
 from .transport import (
@@ -28,6 +28,7 @@ from .transport import (
     SyncTransport,
 )
 from .transport.redis import from_url
+from .verification import Verification
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -70,6 +71,7 @@ class SQLModelCache:
         wait_replicas: int = 0,
         timeout: Duration = TIMEOUT,
         commit_timeout: Duration = COMMIT_TIMEOUT,
+        verify: float = 0.0,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -106,6 +108,8 @@ class SQLModelCache:
             timeout: seconds that one read of the cache may take, before it counts as a miss. A Redis transport that
                 was made with a time-out of its own keeps it.
             commit_timeout: seconds that one attempt to invalidate may take, before and after a COMMIT; as above.
+            verify: the share of gets' hits that are compared with the database after they have been answered: 0.001
+                is one in a thousand. A row that differs is logged, counted and invalidated.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
@@ -132,6 +136,7 @@ class SQLModelCache:
             wait_replicas=wait_replicas,
             timeout=timeout,
             commit_timeout=commit_timeout,
+            verify=verify,
         )
         if settings.wait_replicas and any(getattr(side, "is_cluster", False) for side in (sync_side, async_side)):
             raise ConfigurationError("wait_replicas", wait_replicas, "not with a Redis Cluster: give 0")
@@ -176,6 +181,8 @@ class SQLModelCache:
         cache = cls._cache
         if cache is None:
             return True
+        if cache.reader.sampler is not None:
+            cache.reader.sampler.settle()
         delivered = cache.driver.settle(milliseconds("timeout", timeout) / 1000)
         cache.driver.close()
         return delivered
@@ -350,16 +357,75 @@ class SQLModelCache:
         return Stats() if cache is None else cache.stats()
 
     @classmethod
-    def explain(cls, model: type) -> Explanation:
+    @overload
+    def explain(cls, model: type) -> Explanation: ...
+    @classmethod
+    @overload
+    def explain(cls, model: type, pk: object, *, bind: Bind) -> RowExplanation: ...
+    @classmethod
+    def explain(cls, model: type, pk: object = None, *, bind: Bind | None = None) -> Explanation | RowExplanation:
         """Return whether and how gets of a model are cached, and what has kept rows of it from being stored.
 
+        Or, given a primary key, what the cache holds of that row now, and whether a get would use it. That asks the
+        cache twice, or three times, and is no get.
+
+        Args:
+            model: a mapped class.
+            pk: a primary key, a tuple if it has several columns.
+            bind: with a primary key: the session, connection or engine that the row is read with.
+
         Raises:
-            ConfigurationError: the model is not a mapped class.
+            ConfigurationError: the model is not a mapped class; with a key, it is not cached, the key is not one of its
+                keys, there is no bind, or nothing is configured.
         """
         cache = cls._cache
+        if pk is not None:
+            if cache is None:
+                raise ConfigurationError("pk", pk, "call SQLModelCache.configure() first")
+            engine = _sync_bind(bind, model)
+            if engine is None:
+                raise ConfigurationError("bind", bind, "give the session or the engine that the row is read with")
+            session = getattr(bind, "sync_session", bind)
+            return cache.inspector.row(model, pk, engine, session if isinstance(session, Session) else None)
         if cache is None:
             return explain(model, None, Entities(), {})
         return explain(model, cache.settings, cache.entities, cache.reader.not_stored)
+
+    @classmethod
+    def verify(cls, model: type, bind: Bind, *, sample: int = 10_000) -> Verification:
+        """Return what a comparison of cached rows with the database has found. A concurrent write is no discrepancy.
+
+        It looks up primary keys at random, reads the rows that are cached in transactions and on a connection of its
+        own, and changes nothing. One round trip and one SELECT serve 200 rows.
+
+        Args:
+            model: a cached class.
+            bind: the engine whose sessions' gets are verified, or a session on it; the primary, not a replica.
+            sample: about how many rows of the table are looked up.
+
+        Raises:
+            ConfigurationError: nothing is configured, the model is not cached, or the engine's gets are not.
+            TransportError: the cache does not answer.
+        """
+        if type(sample) is not int or sample < 1:
+            raise ConfigurationError("sample", sample, "give the number of rows to look up")
+        cache = cls._cache
+        if cache is None:
+            raise ConfigurationError("model", model, "call SQLModelCache.configure() first")
+        entity = cache.reader.entity(model)
+        if entity is None:
+            raise ConfigurationError("model", model, f"it is not cached: {cls.explain(model).reason}")
+        engine = _sync_bind(bind, model)
+        if engine is None:
+            raise ConfigurationError("bind", bind, "give an engine, or a session on it")
+        session = getattr(bind, "sync_session", bind)
+        info = session.info if isinstance(session, Session) else {}
+        return cache.verifier.verify(entity, engine.engine, sample, info)
+
+    @classmethod
+    async def averify(cls, model: type, bind: AsyncBind, *, sample: int = 10_000) -> Verification:
+        """`verify`, in an event loop."""
+        return await _sqlalchemy.in_new_greenlet(cls.verify, model, bind, sample=sample)
 
     @classmethod
     def _queries(cls) -> Queries:
@@ -372,6 +438,11 @@ class SQLModelCache:
         if cls._cache is not None:
             cls._cache.close()
         cls._cache = cls._hooks = None
+
+
+def current() -> Cache | None:
+    """Return the cache that is configured in this process, for what looks on: it does not outlive a `reset()`."""
+    return SQLModelCache._cache
 
 
 @functools.cache
@@ -402,6 +473,8 @@ def _both(transport: Any, async_transport: Any) -> tuple[SyncTransport | None, A
         sync, derived = from_url(transport)
         return sync, derived if async_transport is None else async_transport
     if _is(transport, AsyncTransport) and async_transport is None:
+        if _is(transport, SyncTransport):
+            return transport, transport
         transport, async_transport = None, transport
     if transport is not None and not _is(transport, SyncTransport):
         raise ConfigurationError(

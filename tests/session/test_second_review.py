@@ -15,6 +15,7 @@ from session.members import Recording
 from sqlalchemy import Column, Engine, Integer, Table, event, select, text
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import registry
+from sqlalchemy.util import immutabledict
 from sqlmodel import Session, SQLModel, create_engine
 
 from sqlmodel_cache import CacheConfig, SQLModelCache
@@ -209,3 +210,20 @@ def test_row_that_another_session_of_the_connection_writes_meanwhile(
     assert transport.after == {}
     assert transport.memory.keys() == []
     assert get_hero(engine, pk).name == "Rusty"
+
+
+@SQLITE
+@pytest.mark.parametrize("asked", [True, False])
+def test_session_whose_options_say_whether_it_flushes(engine: Engine, cache: Store, asked: bool) -> None:
+    """A get flushes what is pending only if a SELECT would."""
+    pk = add_hero(engine)
+    with Session(engine) as session:
+        # New in SQLAlchemy 2.1; in 2.0 a call says so.
+        options: dict[str, Any] = {"autoflush": asked}
+        of_call = {} if hasattr(session, "execution_options") else {"execution_options": options}
+        if not of_call:
+            session.execution_options = immutabledict(options)
+        pending = Hero(name="Pending")
+        session.add(pending)
+        assert session.get(Hero, pk, **of_call) is not None
+        assert (pending in session.new) is not asked

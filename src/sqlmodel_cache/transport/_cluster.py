@@ -111,6 +111,10 @@ class Slots:
             replies += yield from self._redirected(portion)
         return replies
 
+    def owners(self) -> list[Node]:
+        """Return the nodes that own slots, as far as this process knows."""
+        return sorted({node for node in self._owners if node is not None})
+
     def _redirected(self, commands: Sequence[Command]) -> Plan[list[Any]]:
         replies: list[Any] = [None] * len(commands)
         letters = list(self._addressed(commands, replies))

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, ClassVar
 
 from .._effects import (
@@ -26,11 +27,14 @@ from .._effects import (
     Lease,
     LeaseReply,
     Lookup,
+    Peek,
+    Peeked,
     Resign,
     Together,
 )
 from .._plan import Effect
 from ..errors import ConfigurationError, TransportError
+from ._sampling import Held, Sample
 
 LEASE_MS = 60_000
 VERSION_BYTES = 12
@@ -126,6 +130,19 @@ class MemoryTransport:
             now = self._clock() * 1000
             return [key for key, held in self._rows.items() if type(held) is _Value and held.expires > now]
 
+    def sample(self, most: int) -> Sample:
+        """Return what is known of the most recently used keys of rows, at most so many."""
+        with self._lock:
+            now = self._clock()
+            keys = list(islice(reversed(self._rows), most))  # in one step: look-ups move keys without the lock
+            held = []
+            for place, key in enumerate(keys):
+                entry = self._rows.get(key)
+                if type(entry) is _Value and entry.expires > now * 1000:
+                    size = sum(map(len, entry.payloads.values()))
+                    held.append(Held(key, size, entry.expires / 1000 - now, -float(place)))
+            return Sample(held, len(keys) == len(self._rows), "order")
+
     def ttl(self, key: str) -> float | None:
         """Return the seconds that a row's value has left, or None if there is no value."""
         with self._lock:
@@ -218,6 +235,17 @@ class MemoryTransport:
         if isinstance(held, _Fence) and held.version == effect.lease.version and held.election:
             held.election, held.expires = 0.0, now + LEASE_MS
 
+    def _peek(self, effect: Peek, now: float) -> Peeked:
+        row, table = effect.entry
+        held, shard = self._held(row, now), self._tables.get(table)
+        if not isinstance(held, _Value):
+            return Peeked(pending=None if held is None else len(held.pending))
+        if shard is not None and shard.is_pending(now):
+            return Peeked(held.payloads.copy(), invalid="pending")
+        if shard is None or shard.version != held.table_version:
+            return Peeked(held.payloads.copy(), invalid="written")
+        return Peeked(held.payloads.copy(), invalid=None if shard.server is self._server else "server")
+
     def _begin(self, effect: Begin, now: float) -> None:
         for key, is_row in _each(effect.keys):
             held = self._held(key, now) if is_row else self._tables.get(key)
@@ -245,6 +273,7 @@ class MemoryTransport:
         Lease: _lease,
         Fill: _fill,
         Resign: _resign,
+        Peek: _peek,
         Begin: _begin,
         End: _end,
     }
