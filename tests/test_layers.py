@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "sqlmodel_cache"
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "metrics": {"errors"},
+    "tracing": {"metrics"},
     "_plan": set(),
     "_sqlalchemy": set(),
     "_writeset": set(),
@@ -109,8 +110,10 @@ LAYERS: dict[str, set[str]] = {
         "errors",
         "metrics",
     },
+    "_counting": {"_driver", "_effects", "_plan", "_protocol", "metrics"},
     "_reading": {
         "_admission",
+        "_counting",
         "_driver",
         "_effects",
         "_entities",
@@ -126,10 +129,12 @@ LAYERS: dict[str, set[str]] = {
         "config",
         "errors",
         "metrics",
+        "tracing",
     },
     "_lazy": {"_entities", "_reading", "_sqlalchemy", "config"},
     "_queries": {
         "_admission",
+        "_counting",
         "_driver",
         "_effects",
         "_plan",
@@ -141,6 +146,7 @@ LAYERS: dict[str, set[str]] = {
         "_unique",
         "errors",
         "metrics",
+        "tracing",
     },
     "explanation": {"_entities", "_lazy", "_shapes", "config", "errors"},
     "_inspecting": {
@@ -273,6 +279,7 @@ LAYERS: dict[str, set[str]] = {
         "follow",
         "metrics",
         "session",
+        "tracing",
         "transport",
         "transport.redis",
         "verification",
@@ -365,7 +372,7 @@ LAYERS: dict[str, set[str]] = {
         "contrib.dashboard._views",
         "errors",
     },
-    "__init__": {"config", "configure", "errors", "explanation", "metrics", "transport", "verification"},
+    "__init__": {"config", "configure", "errors", "explanation", "metrics", "tracing", "transport", "verification"},
 }
 
 # Which of the library's dependencies a module may import; the others none.

@@ -37,6 +37,8 @@ PUBLIC = {
         "Settings",
         "Stats",
         "SyncTransport",
+        "Trace",
+        "TracedGet",
         "TransportError",
         "Verification",
     ],
@@ -150,6 +152,7 @@ SIGNATURES = {
     "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
     "verify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
     "averify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
+    "trace": {},
     "explain": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
 }
 

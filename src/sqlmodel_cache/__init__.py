@@ -7,6 +7,7 @@ from .configure import SQLModelCache
 from .errors import CacheError, CodecError, ConfigurationError, FollowerError, InvalidationError, TransportError
 from .explanation import Explanation, RowExplanation
 from .metrics import Histogram, ModelStats, Stats
+from .tracing import Trace, TracedGet
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
 from .verification import Discrepancy, Verification
 
@@ -31,6 +32,8 @@ __all__ = [
     "Settings",
     "Stats",
     "SyncTransport",
+    "Trace",
+    "TracedGet",
     "TransportError",
     "Verification",
 ]

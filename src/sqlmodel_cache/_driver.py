@@ -183,7 +183,7 @@ class Driver:
     def post(self, effect: Effect[Any]) -> None:
         """Have an effect performed that nobody waits for, in the event loop of a caller that is being cancelled."""
         if self._serves_all:
-            with suppress(TransportError):
+            with contextlib.suppress(TransportError):
                 self.execute(effect)
         elif self.async_transport is not None and _sqlalchemy.in_greenlet() and not self.breaker.is_open:
             task = asyncio.get_running_loop().create_task(_performed(self.async_transport, effect), context=Context())

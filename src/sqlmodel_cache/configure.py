@@ -6,6 +6,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack, overload
 
 from sqlalchemy.engine import Connection, Engine
@@ -20,6 +21,7 @@ from .errors import ConfigurationError
 from .explanation import Explanation, RowExplanation, explain
 from .metrics import Stats
 from .session import Hooks
+from .tracing import Trace, trace
 from .transport import (
     AsyncTransport,
     MemoryTransport,
@@ -426,6 +428,15 @@ class SQLModelCache:
     async def averify(cls, model: type, bind: AsyncBind, *, sample: int = 10_000) -> Verification:
         """`verify`, in an event loop."""
         return await _sqlalchemy.in_new_greenlet(cls.verify, model, bind, sample=sample)
+
+    @classmethod
+    def trace(cls) -> AbstractContextManager[Trace]:
+        """List each get of a `with` block, with its outcome, its reason and its time.
+
+        Of the block's thread or task, and of threads and tasks that inherit its context. Gets of models that are not
+        cached, and of what their session holds already, are none of the cache's.
+        """
+        return trace()
 
     @classmethod
     def _queries(cls) -> Queries:
