@@ -32,10 +32,13 @@ PUBLIC = {
         "NearCache",
         "RedisAsyncTransport",
         "RedisSyncTransport",
+        "RowExplanation",
         "SQLModelCache",
         "Settings",
         "Stats",
         "SyncTransport",
+        "Trace",
+        "TracedGet",
         "TransportError",
         "Verification",
     ],
@@ -149,7 +152,8 @@ SIGNATURES = {
     "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
     "verify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
     "averify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
-    "explain": {"model": inspect.Parameter.empty},
+    "trace": {},
+    "explain": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
 }
 
 

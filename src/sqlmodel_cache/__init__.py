@@ -5,8 +5,9 @@ from __future__ import annotations
 from .config import CacheConfig, NearCache, Settings
 from .configure import SQLModelCache
 from .errors import CacheError, CodecError, ConfigurationError, FollowerError, InvalidationError, TransportError
-from .explanation import Explanation
+from .explanation import Explanation, RowExplanation
 from .metrics import Histogram, ModelStats, Stats
+from .tracing import Trace, TracedGet
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
 from .verification import Discrepancy, Verification
 
@@ -26,10 +27,13 @@ __all__ = [
     "NearCache",
     "RedisAsyncTransport",
     "RedisSyncTransport",
+    "RowExplanation",
     "SQLModelCache",
     "Settings",
     "Stats",
     "SyncTransport",
+    "Trace",
+    "TracedGet",
     "TransportError",
     "Verification",
 ]

@@ -48,7 +48,7 @@ _ARGUMENTS = frozenset(
     {"options", "populate_existing", "with_for_update", "identity_token", "execution_options", "bind_arguments"}
 )
 
-# What an AsyncSession gives when nothing was asked of it, on SQLAlchemy 2.0 and on 2.1.
+# What an AsyncSession gives when nothing was asked of it, and `get_one`, on SQLAlchemy 2.0 and on 2.1.
 _ASYNC: dict[str, Any] = {
     "options": None,
     "populate_existing": False,
@@ -56,7 +56,8 @@ _ASYNC: dict[str, Any] = {
     "identity_token": None,
     "execution_options": {},
 }
-_UNASKED = (_ASYNC, {**_ASYNC, "populate_existing": None})
+_GET_ONE: dict[str, Any] = {**_ASYNC, "bind_arguments": None}
+_UNASKED = tuple({**each, "populate_existing": said} for each in (_ASYNC, _GET_ONE) for said in (False, None))
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

@@ -93,6 +93,11 @@ class Driver:
         transports = [transport for transport in (self.sync_transport, self.async_transport) if transport is not None]
         return max((getattr(transport, "timeout_ms", math.inf) for transport in transports), default=math.inf) / 1000
 
+    def as_stored(self, lookup: Lookup) -> Lookup:
+        """Return a look-up as the transports get it: what is encrypted has another fingerprint."""
+        put: Any = self._gate.put(lookup)
+        return put if isinstance(put, Lookup) else lookup
+
     def run(self, plan: Plan[Any]) -> Any:
         """Return a plan's result; all its effects go to the cache."""
         return run(plan, self.execute)
@@ -178,8 +183,9 @@ class Driver:
     def post(self, effect: Effect[Any]) -> None:
         """Have an effect performed that nobody waits for, in the event loop of a caller that is being cancelled."""
         if self._serves_all:
-            self.execute(effect)
-        elif self.async_transport is not None and not self.breaker.is_open:
+            with contextlib.suppress(TransportError):
+                self.execute(effect)
+        elif self.async_transport is not None and _sqlalchemy.in_greenlet() and not self.breaker.is_open:
             task = asyncio.get_running_loop().create_task(_performed(self.async_transport, effect), context=Context())
             self._posted.add(task)  # the loop itself refers to its tasks weakly
             task.add_done_callback(self._posted.discard)

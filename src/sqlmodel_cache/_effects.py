@@ -1,17 +1,17 @@
 """The alphabet of the protocol: one frozen dataclass per round trip, and the replies.
 
-`Lookup`, `Lease`, `Fill`, `Resign`, `Begin` and `End` go to the cache, through a transport, and `Together` takes
-several of them in one round trip. `Load`, `LoadMany`, `Locate` and `Commit` go to the database, through the session
-that runs the plan. `Join`, `Depart`, `Land` and `Wait` stay in the process. Times are in milliseconds; ids are 16
-random bytes that are used for one effect only.
+`Lookup`, `Lease`, `Fill`, `Resign`, `Begin`, `End` and `Peek` go to the cache, through a transport, and `Together`
+takes several of them in one round trip. `Load`, `LoadMany`, `Locate` and `Commit` go to the database, through the
+session that runs the plan. `Join`, `Depart`, `Land` and `Wait` stay in the process. Times are in milliseconds; ids are
+16 random bytes that are used for one effect only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from ._plan import Effect
 from .errors import TransportError
@@ -117,6 +117,29 @@ class Fill(Effect[bool]):
     payload: bytes = field(repr=False)
     ttl_ms: int = 0
     renew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Peeked:
+    """What is stored of a row.
+
+    Attributes:
+        payloads: of a value, by fingerprint; None if there is no value.
+        pending: how many commits of the row are in flight, or were when they were last heard of; None if there is no
+            fence.
+        invalid: why a value is not valid, or None.
+    """
+
+    payloads: Mapping[bytes, bytes] | None = None
+    pending: int | None = None
+    invalid: Literal["pending", "written", "server"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Peek(Effect[Peeked]):
+    """Return what is stored of a row, whoever may use it. Nothing depends on the reply but what people are told."""
+
+    entry: Entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,14 @@ from typing import Any
 from sqlalchemy import Row, inspect
 from sqlalchemy.orm import Mapper, Session
 
-from . import _searches, _sqlalchemy
+from . import _searches, _sqlalchemy, tracing
 from ._admission import Lane
+from ._counting import Counting
 from ._driver import new_id
 from ._effects import ABSENT, Entry, Loaded, LoadMany, Locate, Located, Lookup
 from ._plan import Effect, run
 from ._protocol import Answer, Reading
-from ._reading import Counting, Reader
+from ._reading import Reader
 from ._searches import Finding
 from ._shapes import Entity, Found
 from ._unique import UniqueKey, unique_key
@@ -50,6 +51,7 @@ class Queries:
 
     def get_by(self, session: Session, class_: Any, values: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
         """Return the row with these values of a unique key, or None."""
+        began = perf_counter()
         mapper = mapper_of(class_)
         reader = self._reader
         entity = reader.entity(class_)
@@ -64,8 +66,7 @@ class Queries:
         if isinstance(lane, Lane) and key.deferrable and lane.transactions:
             lane = "own_writes"  # it may see another row with the key than everybody else, or two
         if isinstance(lane, str) or text is None:
-            reader.bypassed(entity, "key" if isinstance(lane, Lane) else lane)
-            return select()
+            return reader.bypass(entity, None, "key" if isinstance(lane, Lane) else lane, select, began)
         return _ByKey(reader, session, lane, key, text, values, select).row()
 
 
@@ -102,6 +103,7 @@ class _Many:
         self._not_stored: dict[
             int, RefusedReason
         ] = {}  # why a row that was loaded has no payload, where one was wanted
+        self._bypassed: list[tuple[str | None, BypassReason]] = []
         self._began = perf_counter()
 
     def rows(self) -> list[Any]:
@@ -117,6 +119,10 @@ class _Many:
             if isinstance(lane, Lane) and asked:
                 others = self._read(lane, asked, others)
         self._select(others)
+        if tracing.active and entity is not None and self._bypassed:
+            took = (perf_counter() - self._began) / len(self._keys)
+            for pk, reason in self._bypassed:
+                self._reader.traced(entity, pk, "bypass", reason, took)
         return self._found
 
     def _is_held(self, place: int) -> bool:
@@ -138,7 +144,8 @@ class _Many:
             if named is not None:
                 lookup = lane if isinstance(lane, str) else self._reader.admission.row(lane, named[1])
             if isinstance(lookup, str):
-                self._reader.bypassed(entity, lookup)
+                entity.counters.bypasses[lookup] += 1
+                self._bypassed.append((named and named[1], lookup))
             elif named is not None:
                 asked[place] = named[1], lookup.entry
         return asked
@@ -165,7 +172,8 @@ class _Many:
             self._found[place] = self._reader.row(self._session, self._keys[place], answer)
         took = (perf_counter() - self._began) / len(answers)
         for place, answer in answers.items():
-            counting.count(answer, took, self._not_stored.get(place, "snapshot"))
+            not_stored = self._not_stored.get(place, "snapshot")
+            self._reader.count(counting, lane.entity, asked[place][0], answer, took, not_stored)
         return left
 
     def _load(
@@ -303,7 +311,10 @@ class _ByKey:
 
         answer: Answer[Found, Any] = run(_searches.find(finding, new_id=new_id), execute)
         row = self._reader.row(self._session, self._identity, answer) if self._identity else answer.row
-        counting.count(answer, perf_counter() - self._began, self._not_stored)
+        entity = self._lane.entity
+        key = None if row is None else _sqlalchemy.identity_of(row)
+        pk = None if key is None else entity.table.pk_text(key[1])
+        self._reader.count(counting, entity, pk, answer, perf_counter() - self._began, self._not_stored)
         return row
 
     def _where(self, pk: tuple[Any, ...]) -> tuple[Entry, Reading[Found]] | None:

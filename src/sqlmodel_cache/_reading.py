@@ -17,34 +17,22 @@ from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
-from . import _protocol, _renewal, _sqlalchemy
+from . import _protocol, _renewal, _sqlalchemy, tracing
 from ._admission import ALWAYS, Admission, Lane
+from ._counting import Counting
 from ._driver import Driver, NotAsked, new_id
-from ._effects import (
-    ABSENT,
-    Entry,
-    Fill,
-    Granted,
-    Hit,
-    Lease,
-    Load,
-    Loaded,
-    Lookup,
-    NearPayload,
-    Resign,
-    Together,
-)
+from ._effects import ABSENT, Entry, Granted, Lease, Load, Loaded, Lookup, NearPayload, Resign
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
 from ._plan import Effect, Plan, run
-from ._protocol import Answer, Reading, Source
+from ._protocol import Answer, Reading
 from ._shapes import Entity, Found, Rows
 from ._unique import UniqueKey
 from ._versions import Versions
 from .config import Settings
 from .errors import CodecError, TransportError
-from .metrics import BypassReason, MissReason, ModelCounters, RefusedReason
+from .metrics import BypassReason, Outcome, RefusedReason, model_name
 
 log = logging.getLogger("sqlmodel_cache")
 
@@ -63,69 +51,6 @@ class Request:
     path: Any  # where its load begins, if not with the class
     began: float  # seconds of perf_counter()
     not_stored: RefusedReason = "snapshot"  # why its row has no payload, where one was wanted
-
-
-class Counting:
-    """Executes the effects of one read that go to the cache, and takes note of what its rows are counted by."""
-
-    def __init__(self, counters: ModelCounters, ask: Callable[[Effect[Any]], Any]) -> None:
-        self.counters = counters
-        self._ask = ask
-        self.asked = True  # until the cache is not asked because it has not answered lately
-        self.renews = False  # whether a row that is read was found valid before
-
-    def execute(self, effect: Effect[Any]) -> Any:
-        """Return the cache's reply."""
-        try:
-            reply = self._ask(effect)
-        except NotAsked:
-            self.asked = False
-            raise
-        if isinstance(effect, Together):
-            for each, its in zip(effect.effects, reply, strict=True):
-                self._take(each, its)
-        else:
-            self._take(effect, reply)
-        return reply
-
-    def _take(self, effect: Effect[Any], reply: Any) -> None:
-        if isinstance(effect, Fill):
-            self.counters.bytes_written += len(effect.payload) if reply is True else 0
-        elif isinstance(reply, Hit):
-            self.counters.bytes_read += len(reply.payload)
-        elif isinstance(reply, bytes):
-            self.counters.bytes_read += len(reply)
-
-    def count(self, answer: Answer[Any, Any], seconds: float, not_stored: RefusedReason) -> None:
-        """Count an answer, which took some seconds; `not_stored` is why its row had no payload, if it had none."""
-        counters = self.counters
-        counters.corrupt += answer.corrupt
-        if answer.source in _HITS:
-            counters.hit(seconds, 0)  # whose bytes have been counted
-            counters.near_hits += answer.near
-            return
-        counters.miss(seconds, self._reason(answer))
-        match answer.source:
-            case Source.FILLED:
-                counters.fills += 1
-            case Source.SHARED:
-                counters.shared += 1
-            case Source.REFUSED:
-                counters.not_stored["late"] += 1
-            case Source.UNCACHED:
-                counters.not_stored[not_stored] += 1
-
-    def _reason(self, answer: Answer[Any, Any]) -> MissReason:
-        if answer.source is Source.FENCED:
-            return "fenced"
-        if answer.source is Source.UNREACHABLE:
-            return "error" if self.asked else "breaker"
-        if answer.corrupt:
-            return "corrupt"
-        return "renewal" if self.renews else "absent"
-
-
-_HITS = (Source.HIT, Source.ABSENT)
 
 
 class Samples(Protocol):
@@ -173,7 +98,7 @@ class Reader:
         began = perf_counter()
         named = entity.identify(ident)
         if named is None:
-            return self._bypass(entity, "key", load)
+            return self.bypass(entity, None, "key", load, began)
         key, pk = named
         identities = session.identity_map
         held = identities.get(key)
@@ -181,12 +106,12 @@ class Reader:
             return held if not options and _sqlalchemy.is_current(held, entity.mapper) else load()
         lane = self.admission.lane(session, entity, options)
         if isinstance(lane, str):
-            return self._bypass(entity, lane, load)
+            return self.bypass(entity, pk, lane, load, began)
         if not lane.idle and key in identities:
-            return self._bypass(entity, "session", load)
+            return self.bypass(entity, pk, "session", load, began)
         lookup = self.admission.row(lane, pk)
         if isinstance(lookup, str):
-            return self._bypass(entity, lookup, load)
+            return self.bypass(entity, pk, lookup, load, began)
         payload: bytes | None = None
         found: Found | None = None
         failed: type[TransportError] | None = None  # not the error itself, whose traceback has this very frame
@@ -201,6 +126,13 @@ class Reader:
             pass  # of a payload that is no row, the plan makes more
         if payload is not None and found is not None:
             return self._hit(session, lane, key, payload, found, began, path)
+        if failed is NotAsked:  # during an outage every get comes here: it has no plan, and nothing to tell
+            row = load()
+            seconds = perf_counter() - began
+            entity.counters.miss(seconds, "breaker")
+            if tracing.active:
+                self.traced(entity, pk, "miss", "breaker", seconds)
+            return row
         request = Request(session, lane, key, pk, self.reading(lane), path, began)
         return self._miss(request, lookup, load, payload, failed, perf_counter() - asked)
 
@@ -265,12 +197,16 @@ class Reader:
         path: Any = None,
     ) -> Any:
         instance = found[0].make.attach(session, key, found[1], path)
-        counters = lane.entity.counters
-        counters.hit(perf_counter() - began, len(payload))
-        if type(payload) is NearPayload:
-            counters.near_hits += 1
+        entity = lane.entity
+        seconds = perf_counter() - began
+        entity.counters.hit(seconds, len(payload))
+        is_near = type(payload) is NearPayload
+        if is_near:
+            entity.counters.near_hits += 1
         if self.sampler is not None and self.sampler.draws():
             self.sampler.offer(session, lane, key)
+        if tracing.active:
+            self.traced(entity, entity.table.pk_text(key[1]), "near_hit" if is_near else "hit", None, seconds)
         return instance
 
     def _miss(
@@ -293,10 +229,6 @@ class Reader:
             counting.asked = failed is not NotAsked
             plan = _protocol.unreachable()
         return self._run(request, counting, plan, load)
-
-    def _bypass(self, entity: Entity, reason: BypassReason, load: Callable[[], Any]) -> Any:
-        self.bypassed(entity, reason)
-        return load()
 
     def _run(
         self, request: Request, counting: Counting, plan: Plan[Answer[Found, Any]], load: Callable[[], Any]
@@ -326,7 +258,8 @@ class Reader:
         finally:
             passenger.land()
         row = self.row(request.session, request.key, answer, request.path)
-        counting.count(answer, perf_counter() - request.began, request.not_stored)
+        seconds = perf_counter() - request.began
+        self.count(counting, request.lane.entity, request.pk, answer, seconds, request.not_stored)
         return row
 
     def _load(self, request: Request, load: Callable[[], Any]) -> Loaded[Any]:
@@ -421,9 +354,34 @@ class Reader:
         shape, values = answer.decoded
         return shape.make.attach(session, key, values, path)
 
-    def bypassed(self, entity: Entity, reason: BypassReason) -> None:
-        """Count a row that is read from the database by rule."""
+    def bypass(
+        self, entity: Entity, pk: str | None, reason: BypassReason, load: Callable[[], Any], began: float
+    ) -> Any:
+        """Return what `load()` reads from the database by rule; count it."""
         entity.counters.bypasses[reason] += 1
+        row = load()
+        if tracing.active:
+            self.traced(entity, pk, "bypass", reason, perf_counter() - began)
+        return row
+
+    def count(
+        self,
+        counting: Counting,
+        entity: Entity,
+        pk: str | None,
+        answer: Answer[Found, Any],
+        seconds: float,
+        not_stored: RefusedReason,
+    ) -> None:
+        """Count an answer, and tell whoever traces."""
+        outcome, reason = counting.count(answer, seconds, not_stored)
+        if tracing.active:
+            self.traced(entity, pk, outcome, reason, seconds)
+
+    def traced(self, entity: Entity, pk: str | None, outcome: Outcome, reason: str | None, seconds: float) -> None:
+        """Tell whoever traces of a get."""
+        pk = None if self.hides else pk
+        tracing.record(tracing.TracedGet(model_name(entity.class_), pk, outcome, reason, seconds))
 
     def _warn(self, entity: Entity, pk: str, why: CodecError) -> None:
         class_ = entity.class_

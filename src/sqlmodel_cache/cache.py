@@ -9,6 +9,7 @@ from __future__ import annotations
 from . import _keys
 from ._driver import Driver
 from ._entities import Entities
+from ._inspecting import Inspector
 from ._lazy import LazyLoads
 from ._namespace import Naming
 from ._near import LATE, Near
@@ -58,6 +59,7 @@ class Cache:
         self.reader = Reader(settings, self.driver, self.entities, naming)
         self.lazy_loads = LazyLoads(self.entities, self.reader)
         self.queries = Queries(self.reader)
+        self.inspector = Inspector(self.driver, self.entities, naming)
         self.writer = Writer(settings, self.driver, self.entities, naming, self.counters)
         self.verifier = Verifier(self.reader, hides=naming.hides, default_ttl_ms=settings.default_ttl_ms)
         if settings.verify:

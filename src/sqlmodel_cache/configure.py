@@ -6,7 +6,8 @@ import asyncio
 import functools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, Unpack, overload
 
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
@@ -17,9 +18,10 @@ from ._queries import Queries
 from .cache import Cache
 from .config import COMMIT_TIMEOUT, TIMEOUT, Duration, Key, Namespace, NearCache, Settings, milliseconds
 from .errors import ConfigurationError
-from .explanation import Explanation, explain
+from .explanation import Explanation, RowExplanation, explain
 from .metrics import Stats
 from .session import Hooks
+from .tracing import Trace, trace
 from .transport import (
     AsyncTransport,
     MemoryTransport,
@@ -357,13 +359,36 @@ class SQLModelCache:
         return Stats() if cache is None else cache.stats()
 
     @classmethod
-    def explain(cls, model: type) -> Explanation:
+    @overload
+    def explain(cls, model: type) -> Explanation: ...
+    @classmethod
+    @overload
+    def explain(cls, model: type, pk: object, *, bind: Bind) -> RowExplanation: ...
+    @classmethod
+    def explain(cls, model: type, pk: object = None, *, bind: Bind | None = None) -> Explanation | RowExplanation:
         """Return whether and how gets of a model are cached, and what has kept rows of it from being stored.
 
+        Or, given a primary key, what the cache holds of that row now, and whether a get would use it. That asks the
+        cache twice, or three times, and is no get.
+
+        Args:
+            model: a mapped class.
+            pk: a primary key, a tuple if it has several columns.
+            bind: with a primary key: the session, connection or engine that the row is read with.
+
         Raises:
-            ConfigurationError: the model is not a mapped class.
+            ConfigurationError: the model is not a mapped class; with a key, it is not cached, the key is not one of its
+                keys, there is no bind, or nothing is configured.
         """
         cache = cls._cache
+        if pk is not None:
+            if cache is None:
+                raise ConfigurationError("pk", pk, "call SQLModelCache.configure() first")
+            engine = _sync_bind(bind, model)
+            if engine is None:
+                raise ConfigurationError("bind", bind, "give the session or the engine that the row is read with")
+            session = getattr(bind, "sync_session", bind)
+            return cache.inspector.row(model, pk, engine, session if isinstance(session, Session) else None)
         if cache is None:
             return explain(model, None, Entities(), {})
         return explain(model, cache.settings, cache.entities, cache.reader.not_stored)
@@ -403,6 +428,15 @@ class SQLModelCache:
     async def averify(cls, model: type, bind: AsyncBind, *, sample: int = 10_000) -> Verification:
         """`verify`, in an event loop."""
         return await _sqlalchemy.in_new_greenlet(cls.verify, model, bind, sample=sample)
+
+    @classmethod
+    def trace(cls) -> AbstractContextManager[Trace]:
+        """List each get of a `with` block, with its outcome, its reason and its time.
+
+        Of the block's thread or task, and of threads and tasks that inherit its context. Gets of models that are not
+        cached, and of what their session holds already, are none of the cache's.
+        """
+        return trace()
 
     @classmethod
     def _queries(cls) -> Queries:

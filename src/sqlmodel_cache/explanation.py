@@ -1,10 +1,10 @@
-"""Why a model is cached, or is not: what `SQLModelCache.explain()` returns."""
+"""Why a model or a row is cached, or is not: what `SQLModelCache.explain()` returns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import Mapper
@@ -52,6 +52,31 @@ class Explanation:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class RowExplanation:
+    """What the cache holds of a row at this moment. `print()` it."""
+
+    model: str
+    key: str  # as it is in the cache; with `hash_keys` a hash stands in the place of the primary key
+    state: Literal["value", "absent", "fence", "nothing", "unknown"]  # absent: that there is no such row is stored
+    usable: bool = False  # whether a get in this process would be a hit
+    reason: str | None = None  # why it would not
+    values: Mapping[str, Any] | None = None  # the attributes that a hit would set
+    ttl: float | None = None  # seconds that are left; None where the transport does not tell
+    size: int | None = None  # bytes of its payloads as they are stored, encrypted if they are
+    fingerprints: tuple[str, ...] = ()  # in which shapes it is stored: releases, drivers and classes have their own
+    fingerprint: str = ""  # the shape that this process reads and stores
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}: {self.state}" + ("" if self.usable else f", and not used: {self.reason}")]
+        lines += [f"  key          {self.key}"]
+        lines += [f"  ttl          {self.ttl:g} s left"] if self.ttl is not None else []
+        lines += [f"  size         {self.size} bytes"] if self.size is not None else []
+        lines += [f"  shapes       {', '.join(self.fingerprints)}; this process's: {self.fingerprint}"]
+        lines += [f"  {name:<12} {value!r}" for name, value in (self.values or {}).items()]
+        return "\n".join(lines)
+
+
 def explain(
     model: Any, settings: Settings | None, entities: Entities, not_stored: Mapping[type, Mapping[str, str]]
 ) -> Explanation:
@@ -89,10 +114,16 @@ def _of(
         primary_key=entity.pk_attributes,
         ttl=(entity.ttl_ms or settings.default_ttl_ms) / 1000,
         missing_ttl=None if entity.missing_ttl_ms is None else entity.missing_ttl_ms / 1000,
-        attributes=own.attributes,
+        attributes=_in_order(own.mapper, own.attributes),
         left_out=tuple(sorted(own.others | own.expired | own.excluded)),
         subclasses=tuple(shape.mapper.class_.__qualname__ for shape in entity.shapes if shape is not own),
         refused={class_.__qualname__: why for class_, why in entity.refused.items()},
         not_stored=dict(not_stored),
         many_to_one=links,
     )
+
+
+def _in_order(mapper: Mapper[Any], names: Collection[str]) -> tuple[str, ...]:
+    """Return attributes in the order of their columns; in which order a SELECT sets them differs with the process."""
+    order = list(mapper.columns.keys())
+    return tuple(sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name)))

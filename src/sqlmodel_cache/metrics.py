@@ -51,6 +51,9 @@ RefusedReason: TypeAlias = Literal[
 ]
 """Why a row that was read after a miss was not stored."""
 
+Outcome: TypeAlias = Literal["hit", "near_hit", "miss", "bypass"]
+"""How a get ended."""
+
 BOUNDS: tuple[float, ...] = (
     *(5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4),
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, math.inf),
@@ -166,6 +169,11 @@ class Stats:
     models: Mapping[str, ModelStats] = field(default_factory=ReadOnly)  # by model, "app.models:Hero"
 
 
+def model_name(class_: type) -> str:
+    """Return what a model is counted under: "app.models:Hero"."""
+    return f"{class_.__module__}:{class_.__qualname__}"
+
+
 class ModelCounters:
     """The counters behind a `ModelStats`, where each event is counted once; the other counts are their sums.
 
@@ -253,7 +261,7 @@ class Counters:
 
     def model(self, class_: type) -> ModelCounters:
         """Return the counters of a model; classes of one name share them."""
-        return self._models.setdefault(f"{class_.__module__}:{class_.__qualname__}", ModelCounters())
+        return self._models.setdefault(model_name(class_), ModelCounters())
 
     def stats(self, *, owed: int, outages: int, unreachable: bool) -> Stats:
         """Return the counts so far, and how things are now."""

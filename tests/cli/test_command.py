@@ -240,8 +240,11 @@ def test_applications_that_a_command_cannot_reach(application: Any, what: str) -
         "async": later,
         "custom": lambda: SQLModelCache.configure(Custom()),
     }[what]
-    done = run("stats", "--app", "cli_application:configure")
+    command = ("warm", "models:Hero") if what == "memory" else ("stats",)
+    done = run(*command, "--app", "cli_application:configure", DATABASE_URL="sqlite://")
     assert (done.code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    said = {"memory": "in its own process's memory", "async": "a plain function", "custom": "not a Redis transport"}
+    assert said[what] in done.stderr
 
 
 def test_without_typer_it_says_what_to_install() -> None:

@@ -123,9 +123,11 @@ def test_the_documented_user_is_enough_but_for_info(sound: RedisServer) -> None:
 
 def test_a_wrong_password_is_no_outage(sound: RedisServer) -> None:
     """It is to be mended: 2, not 3. The password is not repeated."""
-    done = run("doctor", "--transport", f"redis://cache:wrong@127.0.0.1:{sound.port}")
-    assert done.code == 2
-    assert "wrong@" not in done.stdout
+    url = f"redis://cache:wrong@127.0.0.1:{sound.port}"
+    for command in ("doctor", "stats"):
+        done = run(command, "--transport", url)
+        assert done.code == 2
+        assert "wrong@" not in done.stdout + done.stderr
 
 
 def test_nobody_there() -> None:

@@ -149,6 +149,50 @@ def test_truncate_is_the_tables(site: Site) -> None:
         assert running.stats.tables > before
 
 
+@pytest.mark.parametrize("site", ["postgresql"], indirect=True)  # SQLite keeps no word of what a table was
+@pytest.mark.parametrize("while_following", [True, False])
+def test_change_that_no_row_tells_is_followed(site: Site, while_following: bool) -> None:
+    """A table that is another one than it was is invalidated; one who begins then does not know which it is."""
+    SQLModelCache.configure()
+    site.write(ROWS)
+    change = "ALTER TABLE hero DROP COLUMN age; ALTER TABLE hero ADD COLUMN age int DEFAULT 7"
+    with Noting(site) as running:
+        eventually(lambda: running.stats.tables > 0)
+        site.settle()
+        for model, pk in ((Hero, 1), (Team, 1)) * 2:
+            hit(site.engine, model, pk)
+        assert hit(site.engine, Hero, 1)[0]
+        if while_following:
+            site.write(change)
+            eventually(lambda: not hit(site.engine, Hero, 1)[0])
+    if not while_following:
+        site.write(change)
+        with Noting(site, setup=False) as running:
+            eventually(lambda: running.stats.tables > 0)
+            assert not hit(site.engine, Hero, 1)[0]
+    assert hit(site.engine, Hero, 1)[1]["age"] == 7
+    assert hit(site.engine, Team, 1)[0] == while_following
+
+
+@pytest.mark.parametrize("site", ["postgresql"], indirect=True)
+def test_triggers_fire_for_whoever_writes(site: Site) -> None:
+    """Also for what a subscription applies; one that somebody has switched off is said, and the setup mends it."""
+    SQLModelCache.configure()
+    pk = add_hero(site.engine)
+    with Noting(site) as running:
+        site.settle()
+        get_hero(site.engine, pk)
+        site.write("SET session_replication_role = replica; UPDATE hero SET name = 'new'")
+        site.settle()
+        assert get_hero(site.engine, pk).name == "new"
+        site.write("ALTER TABLE hero DISABLE TRIGGER USER; UPDATE hero SET name = 'newer'")
+        eventually(lambda: running.stats.problems)
+        running.follower.source.setup()
+        eventually(lambda: not running.stats.problems)
+        site.settle()
+        assert get_hero(site.engine, pk).name == "newer"
+
+
 def test_nothing_is_forgotten_before_the_cache_has_acknowledged(site: Site) -> None:
     """Notes stay until they are invalidated, whoever follows then."""
     cache = Cut()

@@ -50,7 +50,7 @@ def test_cached_model() -> None:
     hero = SQLModelCache.explain(Hero)
     assert (hero.cached, hero.reason) == (True, None)
     assert (hero.table, hero.primary_key, hero.ttl, hero.missing_ttl) == ("hero", ("id",), 600, None)
-    assert set(hero.attributes) == {"id", "name", "age", "team_id"}
+    assert hero.attributes == ("id", "name", "age", "team_id")
     assert "Hero is cached" in str(hero)
     badge = SQLModelCache.explain(Badge)
     assert (badge.ttl, badge.missing_ttl) == (60, 30)

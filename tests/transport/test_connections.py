@@ -200,7 +200,7 @@ class Counting(redis.Connection):
 
     def connect(self, *args: Any, **options: Any) -> None:
         """Count, and connect."""
-        type(self).opened += 1
+        Counting.opened += 1
         super().connect(*args, **options)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import assert_type
 
@@ -9,8 +11,9 @@ import redis
 import redis.asyncio
 import sqlalchemy.ext.asyncio
 import sqlalchemy.orm
+from fastapi import FastAPI
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlmodel import Field, Session, SQLModel
+from sqlmodel import Field, Session, SQLModel, create_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from sqlmodel_cache import (
@@ -23,6 +26,7 @@ from sqlmodel_cache import (
     NearCache,
     RedisAsyncTransport,
     RedisSyncTransport,
+    RowExplanation,
     Settings,
     SQLModelCache,
     Stats,
@@ -30,6 +34,8 @@ from sqlmodel_cache import (
     Verification,
 )
 from sqlmodel_cache.config import Duration
+from sqlmodel_cache.contrib.dashboard import cache_dashboard
+from sqlmodel_cache.contrib.fastapi import cache_lifespan
 from sqlmodel_cache.testing import CacheFixture, fresh_cache
 from sqlmodel_cache.transport.faults import Fault, FaultyTransport
 
@@ -106,6 +112,22 @@ def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis)
     SQLModelCache.configure(namespace=lambda session: "tenant")
 
 
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, int]]:
+    """An application's own."""
+    yield {"answer": 42}
+
+
+def applications_take_the_cache() -> None:
+    """A lifespan around the own one or alone, with the options of `configure()`; a dashboard to mount."""
+    FastAPI(lifespan=cache_lifespan(lifespan, transport="redis://localhost:6379", default_ttl=timedelta(minutes=5)))
+    FastAPI(lifespan=cache_lifespan(lifespan, MemoryTransport()))
+    FastAPI(lifespan=cache_lifespan(transport=MemoryTransport(), on_unreachable="refuse"))
+    app = FastAPI(lifespan=cache_lifespan())
+    app.mount("/cache", cache_dashboard())
+    app.mount("/admin/cache", cache_dashboard(actions=True, title="Heroes"))
+
+
 def transports_have_kinds(sync_client: redis.Redis, async_client: redis.asyncio.Redis) -> None:
     """What is given to `configure()` can be held by its protocol."""
     held: SyncTransport = MemoryTransport()
@@ -135,6 +157,8 @@ async def answers_have_types(engine: sqlalchemy.Engine, session: AsyncSession) -
     assert_type(SQLModelCache.stats().near_hits, int)
     assert_type(SQLModelCache.explain(Hero), Explanation)
     assert_type(SQLModelCache.explain(Hero).reason, str | None)
+    assert_type(SQLModelCache.explain(Hero, 1, bind=create_engine("sqlite://")), RowExplanation)
+    assert_type(SQLModelCache.stats().models["app:Hero"].hit_seconds.quantile(0.99), float)
     assert_type(SQLModelCache.verify(Hero, engine), Verification)
     assert_type(await SQLModelCache.averify(Hero, session, sample=100), Verification)
     assert_type(SQLModelCache.verify(Hero, engine).examples, tuple[Discrepancy, ...])

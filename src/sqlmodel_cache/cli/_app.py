@@ -42,7 +42,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # typer's releases do not agree upon its exit code
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except Exception as error:
             told = explained(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -29,6 +29,8 @@ from .._effects import (
     Lease,
     LeaseReply,
     Lookup,
+    Peek,
+    Peeked,
     Resign,
 )
 from .._plan import Effect
@@ -39,6 +41,7 @@ FORMAT = b"V\x03"  # a value, and the version of its layout
 VERSION = 12  # bytes
 HEAD = 2 + 2 * VERSION  # bytes of a value before its payloads
 SHARD = 1 + 16  # bytes of a table's key before its version: a letter, and the server's name
+TOKEN = 16 + 8  # bytes of a pending token, with its deadline
 
 MAX_KEYS = 1_000  # of one MGET: Redis answers nobody else meanwhile
 MAX_COMMANDS = 1_000  # of one pipeline: the client and the server hold all its replies at once
@@ -120,6 +123,7 @@ def _wait(commands: list[Command], effect: Begin | End) -> list[Command]:
 
 _ENCODERS: dict[type, Callable[[Any], list[Command]]] = {
     Lookup: lambda effect: [Command(None, effect.entry, ())],
+    Peek: lambda effect: [Command(None, effect.entry, ())],
     Lease: _lease,
     Fill: _fill,
     Resign: lambda effect: [Command(RESIGN, (effect.entry.row,), (effect.lease.version,))],
@@ -133,6 +137,8 @@ def decode(effect: Effect[Any], replies: Sequence[Any]) -> Any:
     match effect, replies:
         case Lookup(), [reply]:
             return found(effect, reply)
+        case Peek(), [reply] if not isinstance(reply, Exception):
+            return _peeked(effect, reply)
         case Lease(), [reply] if not isinstance(reply, Exception):
             return _leased(effect, reply)
         case Fill(), [0 | 1 as stored]:
@@ -195,6 +201,32 @@ def _payload(value: object, table: object, fingerprint: bytes, server: Server) -
             return value[at + 12 : end] if end <= length else None
         at = end
     return None
+
+
+def _peeked(effect: Peek, reply: Any) -> Peeked:
+    server, reply = unsigned(reply)
+    if type(reply) is not list or len(reply) != 2:
+        raise _unexpected(effect, reply)
+    value, table = ((raw or b"") for raw in reply)
+    if value[:2] != FORMAT or len(value) < HEAD:
+        tokens, odd = divmod(len(value) - 1 - VERSION, TOKEN)
+        return Peeked(pending=None if value[:1] != b"F" or tokens < 0 else 0 if odd else tokens)  # odd: an election
+    payloads = dict(_payloads(value))
+    if table[:1] == b"T" and len(table) > SHARD + VERSION:
+        return Peeked(payloads, invalid="pending")
+    if value[2 + VERSION : HEAD] != table[SHARD:]:
+        return Peeked(payloads, invalid="written")
+    # A connection that has granted no lease does not know its server yet. Then only a lease can tell.
+    is_another = server.mark.startswith(b"T") and not table.startswith(server.mark)
+    return Peeked(payloads, invalid="server" if is_another else None)
+
+
+def _payloads(value: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = HEAD
+    while at + 12 <= len(value):
+        end = at + 12 + int.from_bytes(value[at + 8 : at + 12])
+        yield value[at : at + 8], value[at + 12 : end]
+        at = end
 
 
 def _by_slot(keys: Keys) -> Iterable[tuple[list[str], list[str]]]:

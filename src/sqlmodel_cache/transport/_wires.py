@@ -24,6 +24,7 @@ from . import _commands
 from ._clients import Members, bounded, close_bounded, sign
 from ._cluster import Mail, Node, Slots
 from ._commands import Command, Words
+from ._servers import signed
 
 # What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
 # The last three: a reply that no server gives, in the client's parser or on the way to the node that it names.
@@ -44,8 +45,8 @@ class Server:
         self._client: Any = bounded(client, timeout, signs=signs)
 
     def ask(self, effect: Lookup) -> Any:
-        """Return the reply to a look-up, or raise its error: the shortest way there is."""
-        return self._client.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
+        """Return the reply to a look-up, or its error."""
+        return exchange(self._client.connection_pool, (_commands.look_up(effect),))[0]
 
     def send(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies to commands."""
@@ -57,18 +58,8 @@ class Server:
         return replies
 
     def _post(self, lines: Sequence[Words]) -> list[Any]:
-        if len(lines) == 1:
-            try:
-                return [self._client.execute_command(*lines[0], NEVER_DECODE=True)]
-            except ResponseError as error:
-                return [error]
-        replies: list[Any] = []
-        for portion in _commands.portions(lines):
-            with self._client.pipeline(transaction=False) as pipe:
-                for line in portion:
-                    pipe.execute_command(*line, NEVER_DECODE=True)
-                replies += pipe.execute(raise_on_error=False)
-        return replies
+        pool = self._client.connection_pool
+        return [reply for portion in _commands.portions(lines) for reply in exchange(pool, portion)]
 
     def nodes(self) -> list[Node | None]:
         """Return the servers that `say` takes: the one that there is."""
@@ -82,6 +73,28 @@ class Server:
         """Close the connections, unless they are the given client's."""
         if self._client is not self._given:
             close_bounded(self._client)
+
+
+def exchange(pool: Any, lines: Sequence[Words]) -> list[Any]:
+    """Return one server's reply to each line, or its error, of a sync pool; raises what befalls the connection.
+
+    1 R: sends, is interrupted: a signal's handler raises   2 R2: sends on this connection, and reads the reply to R
+    redis-py would give R2 the connection, so it is closed unless all that it owes has been read.
+    """
+    connection = pool.get_connection(*_UNNAMED)
+    replies: list[Any] = []
+    try:
+        connection.send_packed_command(connection.pack_commands(lines))
+        while len(replies) < len(lines):
+            try:
+                replies.append(connection.read_response(disable_decoding=True))
+            except ResponseError as error:
+                replies.append(error)
+    finally:
+        if len(replies) < len(lines):
+            connection.disconnect()
+        pool.release(connection)
+    return replies
 
 
 class Cluster:
@@ -196,13 +209,13 @@ class AsyncServer:
     def __init__(self, client: Any, *, given: bool, signs: bool) -> None:
         self._client = client
         self._given = given
-        if signs:
-            sign(client)
+        self._signs = signs and sign(client)
 
     async def ask(self, effect: Lookup, timeout: float) -> Any:
         """Return the reply to a look-up, or raise its error: the shortest way there is."""
         async with asyncio.timeout(timeout):
-            return await self._client.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
+            reply = await self._client.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
+        return signed(reply) if self._signs else reply
 
     async def send(self, commands: Sequence[Command], timeout: float) -> list[Any]:
         """Return the replies to commands."""
@@ -212,7 +225,7 @@ class AsyncServer:
             if again:
                 for at, reply in zip(again, await post(self._client, list(again.values())), strict=True):
                     replies[at] = reply
-        return replies
+        return list(map(signed, replies)) if self._signs else replies
 
     async def close(self) -> None:
         """Close the connections, unless they are the given client's."""

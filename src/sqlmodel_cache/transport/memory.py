@@ -27,6 +27,8 @@ from .._effects import (
     Lease,
     LeaseReply,
     Lookup,
+    Peek,
+    Peeked,
     Resign,
     Together,
 )
@@ -233,6 +235,17 @@ class MemoryTransport:
         if isinstance(held, _Fence) and held.version == effect.lease.version and held.election:
             held.election, held.expires = 0.0, now + LEASE_MS
 
+    def _peek(self, effect: Peek, now: float) -> Peeked:
+        row, table = effect.entry
+        held, shard = self._held(row, now), self._tables.get(table)
+        if not isinstance(held, _Value):
+            return Peeked(pending=None if held is None else len(held.pending))
+        if shard is not None and shard.is_pending(now):
+            return Peeked(held.payloads.copy(), invalid="pending")
+        if shard is None or shard.version != held.table_version:
+            return Peeked(held.payloads.copy(), invalid="written")
+        return Peeked(held.payloads.copy(), invalid=None if shard.server is self._server else "server")
+
     def _begin(self, effect: Begin, now: float) -> None:
         for key, is_row in _each(effect.keys):
             held = self._held(key, now) if is_row else self._tables.get(key)
@@ -260,6 +273,7 @@ class MemoryTransport:
         Lease: _lease,
         Fill: _fill,
         Resign: _resign,
+        Peek: _peek,
         Begin: _begin,
         End: _end,
     }

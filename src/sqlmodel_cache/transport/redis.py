@@ -141,6 +141,14 @@ class RedisSyncTransport:
         except TROUBLE as error:
             raise _commands.failed(effect, error) from error
 
+    def ttl(self, key: str) -> float | None:
+        """Return the seconds that a key has left, asked through the given client; None if it does not tell."""
+        try:
+            left: Any = self.client.pttl(_commands.key_bytes(key))
+        except TROUBLE:
+            return None
+        return left / 1000 if isinstance(left, int) and left >= 0 else None
+
     def _together(self, wire: Server | Cluster, effects: Sequence[Effect[Any]]) -> list[Any]:
         parcel = _commands.pack(effects, by_slot=self._by_slot)
         replies = wire.send(parcel.commands)
@@ -148,14 +156,6 @@ class RedisSyncTransport:
             self._by_slot = True
             return self._together(wire, effects)
         return _commands.unpack(effects, parcel, replies)
-
-    def ttl(self, key: str) -> float | None:
-        """Return the seconds that a key has left, asked through the given client; None if it does not tell."""
-        try:
-            left = self.client.pttl(key)
-        except RedisError:
-            return None
-        return left / 1000 if isinstance(left, int) and left >= 0 else None
 
     def sample(self, prefix: str, most: int) -> Sample:
         """Return what is known of some keys with a prefix, at most about so many; raises TransportError.
