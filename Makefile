@@ -10,12 +10,14 @@ COMPAT20 := .venv-compat20
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test20 soak bench compat compat20 check format lint types fix coverage docs build clean
+.PHONY: help demo example example-load browser test test20 soak bench compat compat20 check format lint types fix coverage docs build clean
 
 help:
 	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
+	@echo 'make example  a FastAPI application with its dashboard, on a Redis of its own; make example-load sends it requests'
 	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
 	@echo 'make test20   the same on SQLAlchemy 2.0'
+	@echo 'make browser  look at the dashboard in a real browser: needs Chromium (apt-get install chromium)'
 	@echo 'make soak     ten minutes of readers, writers, others and faults, then followers killed; SOAK_SECONDS=60 for one'
 	@echo '              SOAK_TOPOLOGY=cluster or sentinel for the readers and writers on one of these'
 	@echo 'make bench    race every path against its floor, into docs/performance.md; BENCH_ARGS="in_process" for one'
@@ -30,6 +32,18 @@ help:
 
 demo: $(VENV)/library.stamp
 	@$(VENV)/bin/python examples/demo.py
+
+EXAMPLE_ARGS ?=
+LOAD_ARGS ?=
+
+example: $(VENV)/example.stamp
+	@$(VENV)/bin/python -m examples.fastapi_app $(EXAMPLE_ARGS)
+
+example-load: $(VENV)/example.stamp
+	@$(VENV)/bin/python -m examples.fastapi_app.load $(LOAD_ARGS)
+
+browser: $(VENV)/dev.stamp
+	$(VENV)/bin/python -m pytest browser
 
 test: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
@@ -99,13 +113,17 @@ $(VENV)/library.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP) --editable .
 	@touch $@
 
+$(VENV)/example.stamp: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP) --editable '.[example]'
+	@touch $@
+
 $(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP) --editable '.[dev]' 'sqlalchemy>=2.1'
-	@touch $@ $(VENV)/library.stamp $(VENV)/docs.stamp
+	@touch $@ $(VENV)/library.stamp $(VENV)/docs.stamp $(VENV)/example.stamp
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
 	$(VENV)/bin/python $(PIP) --editable '.[bench]' 'sqlalchemy>=2.1'

@@ -26,9 +26,10 @@ def main() -> int:
     parser.add_argument("--topology", choices=("single", "cluster", "sentinel"), default="single", help="of Redis")
     parser.add_argument(
         "--others",
-        choices=("none", "followed", "unfollowed", "idle"),
+        choices=("none", "followed", "outbox", "unfollowed", "idle"),
         default="none",
-        help="outsiders who write without the library, with followers, or without, which must fail; or only followers",
+        help="outsiders who write without the library, with followers of the log, of an outbox, or without any, "
+        "which must fail; or only followers",
     )
     parser.add_argument("--bound", type=float, default=15.0, help="seconds that a follower may lag")
     parser.add_argument("--seed", type=int, default=secrets.randbits(16), help="of delays, faults and choices")

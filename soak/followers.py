@@ -1,7 +1,8 @@
 """Followers in processes of their own, and the one who watches how far they lag.
 
-The watch changes a row now and then, as an outsider. When the slot is confirmed behind that commit, the follower says
-that all before it is invalidated, and what outsiders had committed then is owed to every get from that moment on.
+The watch changes a row now and then, as an outsider. When the slot is confirmed behind that commit, or the outbox has
+lost its note and all that were there, the follower says that all before it is invalidated, and what outsiders had
+committed then is owed to every get from that moment on.
 """
 
 from __future__ import annotations
@@ -26,14 +27,25 @@ LOOK_SECONDS = 0.005  # between two looks at the slot
 BEAT_SECONDS = 0.05  # between two changes of the watch
 START_SECONDS = 120  # until a follower leads, on a machine that is busy with other things
 
+# Where the database is now, and whether that has been followed.
+LOGGED = (
+    "SELECT pg_current_wal_flush_lsn()::text",
+    "SELECT bool_and(confirmed_flush_lsn >= %s::pg_lsn) FROM pg_replication_slots",
+)
+NOTED = (
+    "SELECT coalesce(array_agg(id), '{}') FROM sqlmodel_cache_outbox",
+    "SELECT NOT EXISTS (SELECT FROM sqlmodel_cache_outbox WHERE id = ANY (%s))",
+)
+
 
 class Followers:
-    """Two of them: one leads, and the other waits."""
+    """Two of them: one leads, and the other waits. They read the log, or an outbox."""
 
-    def __init__(self, database_url: str, redis_url: str) -> None:
+    def __init__(self, database_url: str, redis_url: str, *, outbox: bool = False) -> None:
         command = [sys.executable, "-m", "sqlmodel_cache.cli", "follow", database_url, "soak.tables", "soak.followed"]
-        self._command = [*command, "--transport", redis_url]
+        self._command = [*command, "--transport", redis_url, *(["--outbox"] if outbox else [])]
         self._database_url = database_url
+        self._backend = "client backend" if outbox else "walsender"
         self._all: list[subprocess.Popen[bytes]] = []
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  stop() closes it
 
@@ -73,10 +85,10 @@ class Followers:
 
     def _await_both(self) -> None:
         """Wait until both are connected, so that a lag is not the time that a process takes to start."""
-        query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender' AND application_name = %s"
+        query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = %s AND application_name = %s"
         until = time.monotonic() + START_SECONDS
         with psycopg.connect(self._database_url, autocommit=True) as connection:
-            while connection.execute(query, ("sqlmodel-cache follow",)).fetchone() != (2,):
+            while connection.execute(query, (self._backend, "sqlmodel-cache follow")).fetchone() != (2,):
                 if time.monotonic() > until:
                     raise RuntimeError(f"two followers are not there within {START_SECONDS} s")
                 time.sleep(LOOK_SECONDS)
@@ -102,14 +114,16 @@ class Watch:
         database_url: of the database, for psycopg.
         bound: seconds that a lag may last.
         followed: whether there is a follower.
+        outbox: whether it reads one.
     """
 
-    def __init__(self, ledger: Ledger, database_url: str, bound: float, *, followed: bool) -> None:
+    def __init__(self, ledger: Ledger, database_url: str, bound: float, *, followed: bool, outbox: bool) -> None:
         self.lags: list[float] = []
         self.errors: list[str] = []
         self._ledger = ledger
         self._bound = bound
         self._followed = followed
+        self._done = NOTED if outbox else LOGGED
         self._over = threading.Event()
         self._connection = psycopg.connect(database_url, autocommit=True)
         self._thread = threading.Thread(target=self._run)
@@ -150,8 +164,8 @@ class Watch:
 
     def _await_follower(self, began: float, seconds: float) -> None:
         self._connection.execute(f"UPDATE {Followed.__tablename__} SET version = version + 1")
-        position = self._connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
-        query = "SELECT bool_and(confirmed_flush_lsn >= %s::pg_lsn) FROM pg_replication_slots"
+        now, query = self._done
+        position = self._connection.execute(now).fetchone()
         while self._connection.execute(query, position).fetchone() != (True,):
             if time.monotonic() > began + seconds:
                 raise RuntimeError(f"the follower lags for more than {seconds} s")

@@ -131,7 +131,9 @@ class Run:
         return found
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and leave nothing behind."""
+        subprocess.run([*self._command(), "--teardown"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        self._outside.execute("DROP TABLE soak_followed")
         self._outside.close()
         self._redis.close()
 
@@ -142,16 +144,19 @@ def main() -> int:
     parser.add_argument("--changes", type=int, default=1_000_000, help="rows changed by raw SQL, in all")
     parser.add_argument("--kills", type=int, default=20, help="followers killed with SIGKILL")
     parser.add_argument("--seed", type=int, default=secrets.randbits(16), help="of the moments of the kills")
+    parser.add_argument("--database", help="the URL of one with wal_level = logical; by default one is started")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
     import servers
 
-    database = servers.PostgresServer("wal_level = logical")
+    database = None if options.database else servers.PostgresServer("wal_level = logical")
     with servers.redis_url() as redis_url:
-        run = Run(database.url, redis_url, options.changes // options.kills, options.seed)
+        url = options.database if database is None else database.url
+        run = Run(url, redis_url, options.changes // options.kills, options.seed)
         outcome = run.rounds(options.kills)
         run.close()
-    database.stop()
+    if database is not None:
+        database.stop()
     print(outcome)
     print(f"seed                     {options.seed}")
     return 1 if outcome.lost else 0

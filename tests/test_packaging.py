@@ -54,6 +54,7 @@ def test_wheel_has_the_package_and_nothing_else(wheel_names: set[str]) -> None:
         for path in SOURCE.rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
+    wanted.add("_sqlmodel_cache_pytest.py")
     assert {name for name in wheel_names if ".dist-info/" not in name} == wanted
     assert "sqlmodel_cache/py.typed" in wheel_names
     assert len([name for name in wheel_names if name.startswith("sqlmodel_cache/transport/lua/")]) == 6

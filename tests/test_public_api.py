@@ -22,6 +22,7 @@ PUBLIC = {
         "CacheError",
         "CodecError",
         "ConfigurationError",
+        "Discrepancy",
         "Explanation",
         "FollowerError",
         "Histogram",
@@ -39,6 +40,7 @@ PUBLIC = {
         "Trace",
         "TracedGet",
         "TransportError",
+        "Verification",
     ],
     "sqlmodel_cache.transport": [
         "AsyncTransport",
@@ -47,6 +49,12 @@ PUBLIC = {
         "RedisSyncTransport",
         "SyncTransport",
     ],
+}
+
+# Modules for tests alone: public is what they define.
+FOR_TESTS = {
+    "sqlmodel_cache.testing": ["CacheFixture", "fresh_cache"],
+    "sqlmodel_cache.transport.faults": ["Fault", "FaultyTransport", "Operation"],
 }
 
 
@@ -68,6 +76,16 @@ def test_all_is_complete_and_sorted(name: str) -> None:
     assert module.__all__ == PUBLIC[name]
     assert module.__all__ == sorted(module.__all__)
     assert own_names(module) == module.__all__
+
+
+@pytest.mark.parametrize("name", FOR_TESTS)
+def test_modules_for_tests_name_what_they_define(name: str) -> None:
+    """`__all__` names the module's own classes and functions, in order; each says what it is."""
+    module = importlib.import_module(name)
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == name]
+    public = [value for value in own if not value.__name__.startswith("_")]
+    assert module.__all__ == FOR_TESTS[name] == sorted(value.__name__ for value in public)
+    assert all(inspect.getdoc(value) for value in public)
 
 
 def test_version_is_the_changelogs() -> None:
@@ -95,6 +113,7 @@ SIGNATURES = {
         "wait_replicas": 0,
         "timeout": 0.05,
         "commit_timeout": 1.0,
+        "verify": 0.0,
     },
     "get_many": {
         "session": inspect.Parameter.empty,
@@ -132,18 +151,21 @@ SIGNATURES = {
     "follow": {"database": inspect.Parameter.empty, "setup": False, "options": inspect.Parameter.empty},
     "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
     "trace": {},
+    "verify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
+    "averify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
     "explain": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
 }
 
 
 @pytest.mark.parametrize("method", SIGNATURES)
-def test_sqlmodelcache_methods_have_their_signatures(method: str) -> None:
+def test_sqlmodelcache_methods_have_their_signatures(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters, their order and their defaults; all but the first ones by name only."""
+    monkeypatch.undo()  # what the tests are given
     parameters = inspect.signature(getattr(SQLModelCache, method)).parameters
     assert {name: parameter.default for name, parameter in parameters.items()} == SIGNATURES[method]
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
     by_position = [name for name, parameter in parameters.items() if parameter.kind not in kinds]
-    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "database"}
+    assert set(by_position) <= {"transport", "model", "pk", "session", "entity", "idents", "database", "bind"}
 
 
 def test_readme_lists_every_argument_of_configure() -> None:

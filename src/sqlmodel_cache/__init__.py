@@ -9,6 +9,7 @@ from .explanation import Explanation, RowExplanation
 from .metrics import Histogram, ModelStats, Stats
 from .tracing import Trace, TracedGet
 from .transport import AsyncTransport, MemoryTransport, RedisAsyncTransport, RedisSyncTransport, SyncTransport
+from .verification import Discrepancy, Verification
 
 __all__ = [
     "AsyncTransport",
@@ -16,6 +17,7 @@ __all__ = [
     "CacheError",
     "CodecError",
     "ConfigurationError",
+    "Discrepancy",
     "Explanation",
     "FollowerError",
     "Histogram",
@@ -33,6 +35,7 @@ __all__ = [
     "Trace",
     "TracedGet",
     "TransportError",
+    "Verification",
 ]
 
 __version__ = "0.1.0"

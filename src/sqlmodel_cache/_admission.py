@@ -15,7 +15,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
@@ -48,7 +48,7 @@ _ARGUMENTS = frozenset(
     {"options", "populate_existing", "with_for_update", "identity_token", "execution_options", "bind_arguments"}
 )
 
-# What an AsyncSession gives when nothing was asked of it, on SQLAlchemy 2.0 and on 2.1.
+# What an AsyncSession gives when nothing was asked of it, and `get_one`, on SQLAlchemy 2.0 and on 2.1.
 _ASYNC: dict[str, Any] = {
     "options": None,
     "populate_existing": False,
@@ -56,7 +56,8 @@ _ASYNC: dict[str, Any] = {
     "identity_token": None,
     "execution_options": {},
 }
-_UNASKED = (_ASYNC, {**_ASYNC, "populate_existing": None})
+_GET_ONE: dict[str, Any] = {**_ASYNC, "bind_arguments": None}
+_UNASKED = tuple({**each, "populate_existing": said} for each in (_ASYNC, _GET_ONE) for said in (False, None))
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -124,6 +125,7 @@ class _Usual:
     lane: Lane
     session_class: type[Session]
     pool: weakref.ref[Pool]
+    dialect: Dialect  # engines may share a pool, and differ in it: in its isolation level
     options: Any  # of the engine
     shares: bool  # sessions on this pool may share a transaction
     pid: int  # in-memory databases part ways at a fork
@@ -139,7 +141,7 @@ class _Usual:
         if bind.get_execution_options() is not self.options or not isinstance(bind, Engine):
             return False
         pool = bind.pool
-        if pool is not self.pool() or self.pid != os.getpid():
+        if pool is not self.pool() or bind.dialect is not self.dialect or self.pid != os.getpid():
             return False
         if self.shares:
             shared = shared_transaction(pool)
@@ -231,6 +233,7 @@ class Admission:
                 replace(lane, idle=True, awaits=bind.dialect.is_async, _lookups={}),
                 type(session),
                 weakref.ref(bind.pool),
+                bind.dialect,
                 bind.get_execution_options(),
                 shares_transactions(bind.pool),
                 os.getpid(),
@@ -323,6 +326,8 @@ def _why_not_plain(
         return "option"
     if session_options and (session_options.get("populate_existing") or session_options.get("identity_token")):
         return "option"
+    if session_options and not session_options.get("autoflush", True):
+        return "option"  # what follows would flush
     if not session.is_active:
         return "session"  # a flush has failed, or a commit is under way: the plain get says so
     if _sqlalchemy.merging.get() or _sqlalchemy.is_flushing(session) or isinstance(session, ShardedSession):

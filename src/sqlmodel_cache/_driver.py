@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import math
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 from . import _protocol, _sqlalchemy
@@ -73,6 +74,7 @@ class Driver:
         self._longest_ttl_ms = longest_ttl_ms
         self._nobody = Keys((f"{prefix}:{{-}}:-",), ())
         self._loop: asyncio.AbstractEventLoop | None = None  # the last one in which the cache did not answer
+        self._posted: set[asyncio.Task[None]] = set()
         self._owe_to(Debts())
         self._replicas = replicas
         self.execute: Callable[[Effect[Any]], Any] = self._execute
@@ -169,6 +171,24 @@ class Driver:
             reply = self.sync_transport.execute(put)
         return self._gate.take(effect, reply)
 
+    def ttl(self, key: str) -> float | None:
+        """Return the seconds that a row's key has left, where that can be asked for at once."""
+        transport: Any = self.sync_transport
+        ask = getattr(transport, "ttl", None)
+        if ask is None or (transport.blocking and _sqlalchemy.in_greenlet()):
+            return None
+        left: float | None = ask(key)
+        return left
+
+    def post(self, effect: Effect[Any]) -> None:
+        """Have an effect performed that nobody waits for, in the event loop of a caller that is being cancelled."""
+        if self._serves_all:
+            self.execute(effect)
+        elif self.async_transport is not None and not self.breaker.is_open:
+            task = asyncio.get_running_loop().create_task(_performed(self.async_transport, effect), context=Context())
+            self._posted.add(task)  # the loop itself refers to its tasks weakly
+            task.add_done_callback(self._posted.discard)
+
     # the keeper's side
 
     def _owe_to(self, debts: Debts) -> None:
@@ -184,7 +204,7 @@ class Driver:
 
     def _wake(self) -> None:
         if self.sync_transport is None:
-            with suppress(RuntimeError):  # no loop: the one that was known
+            with contextlib.suppress(RuntimeError):  # no loop: the one that was known
                 self._loop = asyncio.get_running_loop()
         self._keeper.wake()
 
@@ -223,6 +243,11 @@ class Driver:
 
 async def _ready(payload: bytes) -> bytes:
     return payload
+
+
+async def _performed(transport: AsyncTransport, effect: Effect[Any]) -> None:
+    with contextlib.suppress(TransportError):
+        await transport.aexecute(effect)
 
 
 async def _once(transport: AsyncTransport, effect: Effect[Any]) -> Any:

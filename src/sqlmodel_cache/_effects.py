@@ -220,9 +220,13 @@ class Loaded(Generic[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Load(Effect[Loaded[Row]]):
-    """Send the SELECT. `encode` is False when its payload is not wanted."""
+    """Send the SELECT. `encode` is False when its payload is not wanted.
+
+    `spare` allows the reply None where no connection can be had: then nothing has happened to the transaction.
+    """
 
     encode: bool = True
+    spare: bool = False
 
 
 @dataclass(frozen=True, slots=True)

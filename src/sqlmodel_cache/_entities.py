@@ -30,12 +30,13 @@ class Interest:
 
 
 class Entities:
-    """All cached classes. Made anew, in place, when a mapper or a table appears."""
+    """All cached classes. Made anew, in place, when a mapper or a table appears, or a mapper goes."""
 
     def __init__(self, counters: Counters | None = None) -> None:
         self._counters = counters or Counters()
         self._by_class: dict[type, Entity | None] = {}  # keeps classes alive, but not beyond the next one's mapping
         self._refusals: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+        self._disposed: weakref.WeakSet[type] = weakref.WeakSet()
         self._interests: dict[str, Interest] | None = None
         self._owners: dict[str, ModelCounters] | None = None
         self._gathered: dict[str, Interest] = {}  # only grows: a class may be gone and its rows still cached
@@ -47,6 +48,11 @@ class Entities:
         self._by_class = {}
         self._interests = self._owners = None
         self.generation += 1
+
+    def disposed(self, class_: type) -> None:
+        """Forget a class that is no longer mapped; what a get of it means is SQLAlchemy's to say."""
+        self._disposed.add(class_)
+        self.changed()
 
     def get(self, class_: Any) -> Entity | None:
         """Return the cached class, or None if it is not cached.
@@ -64,8 +70,10 @@ class Entities:
         for class_ in [mapper.class_ for mapper in _sqlalchemy.mappers()]:
             config_of(class_)
 
-    def named(self, class_: object, pk: object = None) -> tuple[CachedTable, str | None]:
+    def named(self, class_: object, pk: object = None, *, hidden: bool = False) -> tuple[CachedTable, str | None]:
         """Return the table of a class that a caller names, and the text of a primary key if one is given.
+
+        `hidden` keeps the key out of the error's text.
 
         Raises:
             ConfigurationError: the class is not declared cached, or the key is not one of its primary keys.
@@ -85,7 +93,8 @@ class Entities:
             wanted = ", ".join(
                 f"{name}: {t.__name__}" for name, t in zip(cached.pk_columns, cached.pk_types, strict=True)
             )
-            raise ConfigurationError("pk", pk, f"give the primary key of {mapper.class_.__name__}: ({wanted})")
+            remedy = f"give the primary key of {mapper.class_.__name__}: ({wanted})"
+            raise ConfigurationError("pk", pk, remedy, hidden=hidden)
         return cached, text
 
     def longest_ttl_ms(self) -> int:
@@ -111,6 +120,8 @@ class Entities:
         if config is not None:
             mapper: Any = inspect(class_, raiseerr=False)
             if not isinstance(mapper, Mapper):
+                if class_ in self._disposed:
+                    return None
                 raise ConfigurationError(
                     "entity", class_, f"it has {CONFIG_ATTRIBUTE} but no table; declare the model with table=True"
                 )

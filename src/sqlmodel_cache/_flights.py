@@ -85,10 +85,13 @@ class Flights:
         self._lock = threading.Lock()  # guards the map; never held while anybody waits
         self._open: dict[_Key, Flight] = {}
 
+    def _forget_after_fork(self) -> None:
+        if self._pid != os.getpid():  # who leads them, or holds the lock, has stayed in the parent
+            self._forget()
+
     def join(self, key: _Key) -> tuple[Flight, bool]:
         """Return the open flight, or a new one, and whether it is new: then the caller leads it."""
-        if self._pid != os.getpid():  # who leads them has stayed in the parent
-            self._forget()
+        self._forget_after_fork()
         with self._lock:
             flight = self._open.get(key)
             if flight is not None:
@@ -99,6 +102,7 @@ class Flights:
 
     def close(self, key: _Key, flight: Flight) -> None:
         """Let nobody join any more."""
+        self._forget_after_fork()
         with self._lock:
             if self._open.get(key) is flight:
                 del self._open[key]

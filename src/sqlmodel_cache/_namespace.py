@@ -139,6 +139,8 @@ def _sqlite(engine: Engine, raw: Any) -> Database | _PerThread:
         path = next((str(row[2] or "") for row in cursor.fetchall() if row[1] == "main"), "")
     finally:
         cursor.close()
+    if path and not os.path.exists(path):  # SQLite's memdb: a name for whoever opens it in this process
+        return Database(_digest(f"sqlite\0{_PROCESS}\0{os.getpid()}\0{path}"))
     if path:
         # The same path on another host, or in another container, is another file.
         return Database(_digest(f"sqlite\0{platform.node()}\0{os.path.realpath(path)}"))

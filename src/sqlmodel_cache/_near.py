@@ -163,9 +163,9 @@ class Near:
         return None
 
     def store(self, lookup: Lookup, payload: object, ticket: Ticket | None) -> None:
-        """Hold a payload, unless it is none, or something has been heard of its keys since the ticket (N1)."""
-        if ticket is None or not isinstance(payload, bytes):
-            return
+        """Hold a payload, unless it is none or empty, or something has been heard of its keys since the ticket (N1)."""
+        if ticket is None or not payload or not isinstance(payload, bytes):
+            return  # what could not be opened is asked for again: it is about to be replaced
         row = lookup.entry.row
         held = _Held(NearPayload(payload), lookup.fingerprint, ticket)
         with self._lock:

@@ -247,7 +247,14 @@ def _load_and_fill(
     # 1 R1: SELECT, old row  2 W: begin, COMMIT, end  3 R2 begins, joins R1  4 R1 lands: R2 is told the old row: why I8
     if leads:
         yield from perform(Depart())
-    loaded: Loaded[Any] = yield from perform(Load(encode=may_fill))
+    loaded: Loaded[Any]
+    try:
+        loaded = yield from perform(Load(encode=may_fill))
+    except Exception:
+        if isinstance(found, Granted) and found.elected:
+            with suppress(TransportError):
+                yield from perform(Resign(entry, found))
+        raise
     if leads:
         yield from perform(Land(loaded.payload))
     if found is None:
@@ -276,7 +283,8 @@ def renew(
 ) -> Plan[Answer[Decoded, Any]]:
     """Return a row that was hit shortly before it expires, read again and stored with a new TTL.
 
-    Where it may not be stored, the hit is the answer: it was valid when it was looked up.
+    Where it may not be stored, or the database cannot be reached, the hit is the answer: it was valid when it was
+    looked up.
     """
     try:
         found = yield from perform(Lease(entry, reading.fingerprint, new_id(), replace=True))
@@ -284,7 +292,9 @@ def renew(
         return hit
     if not isinstance(found, Granted) or not reading.fresh(entry, found):
         return hit
-    loaded: Loaded[Any] = yield from perform(Load())
+    loaded: Loaded[Any] | None = yield from perform(Load(spare=True))
+    if loaded is None:
+        return hit
     if loaded.payload is None:
         return Answer(Source.UNCACHED, None, loaded.row)
     try:

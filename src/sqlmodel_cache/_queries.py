@@ -98,7 +98,7 @@ class _Many:
         self._mapper = mapper
         self._idents = idents
         self._options = options
-        self._keys = _identity_keys(mapper, idents)
+        self._keys = _identity_keys(mapper, idents, hidden=reader.hides)
         self._found: list[Any] = [None] * len(idents)
         self._not_stored: dict[
             int, RefusedReason
@@ -247,8 +247,8 @@ def _loosely(pk: Sequence[object]) -> tuple[str, ...]:
     return tuple("".join(filter(str.isalnum, part)) for part in folded)
 
 
-def _identity_keys(mapper: Mapper[Any], idents: Sequence[Any]) -> list[_sqlalchemy.IdentityKey]:
-    """Return the identity keys of primary keys as `Session.get` takes them.
+def _identity_keys(mapper: Mapper[Any], idents: Sequence[Any], *, hidden: bool) -> list[_sqlalchemy.IdentityKey]:
+    """Return the identity keys of primary keys as `Session.get` takes them; `hidden` keeps them out of errors' texts.
 
     Raises:
         ConfigurationError: one is not a primary key, cannot be hashed, or is given twice.
@@ -261,14 +261,18 @@ def _identity_keys(mapper: Mapper[Any], idents: Sequence[Any]) -> list[_sqlalche
         else:
             parts = list(ident) if isinstance(ident, tuple | list | Row) else [ident]
         if len(parts) != len(names):
-            raise ConfigurationError(f"idents[{place}]", ident, f"give primary keys: ({', '.join(names)})")
+            raise ConfigurationError(
+                f"idents[{place}]", ident, f"give primary keys: ({', '.join(names)})", hidden=hidden
+            )
         key = mapper.identity_key_from_primary_key(tuple(parts))
         try:
             first = seen.setdefault(key, place)
         except TypeError:
-            raise ConfigurationError(f"idents[{place}]", ident, "a primary key can be hashed") from None
+            raise ConfigurationError(f"idents[{place}]", ident, "a primary key can be hashed", hidden=hidden) from None
         if first != place:
-            raise ConfigurationError(f"idents[{place}]", ident, f"give each row once; it is idents[{first}], too")
+            raise ConfigurationError(
+                f"idents[{place}]", ident, f"give each row once; it is idents[{first}], too", hidden=hidden
+            )
     return list(seen)
 
 

@@ -6,13 +6,14 @@ database gave on a miss becomes a payload.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -20,7 +21,7 @@ from . import _protocol, _renewal, _sqlalchemy, tracing
 from ._admission import ALWAYS, Admission, Lane
 from ._counting import Counting
 from ._driver import Driver, NotAsked, new_id
-from ._effects import ABSENT, Entry, Granted, Load, Loaded, Lookup, NearPayload
+from ._effects import ABSENT, Entry, Granted, Lease, Load, Loaded, Lookup, NearPayload, Resign
 from ._entities import Entities
 from ._flights import Flights, Passenger
 from ._namespace import Naming
@@ -52,13 +53,22 @@ class Request:
     not_stored: RefusedReason = "snapshot"  # why its row has no payload, where one was wanted
 
 
+class Samples(Protocol):
+    """Takes hits that shall be verified when they have been answered."""
+
+    def draws(self) -> bool: ...
+    def offer(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> None: ...
+    def settle(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Reader:
     """Answers reads."""
 
     def __init__(self, settings: Settings, driver: Driver, entities: Entities, naming: Naming) -> None:
         self._enabled = settings.enabled
         self._wait_ms = settings.fill_wait_ms
-        self._hides = naming.hides
+        self.hides = naming.hides  # whether logs and errors are silent on primary keys
         self._max_bytes = settings.max_payload_bytes
         self.driver = driver
         self._entities = entities
@@ -67,6 +77,7 @@ class Reader:
         self.probe = _sqlalchemy.LoadProbe()
         self._versions = Versions()
         self.not_stored: dict[type, dict[str, str]] = {}  # class -> attribute -> why
+        self.sampler: Samples | None = None  # who has a share of the hits verified
 
     def get(
         self,
@@ -114,7 +125,11 @@ class Reader:
         except CodecError:
             pass  # of a payload that is no row, the plan makes more
         if payload is not None and found is not None:
-            return self._hit(session, entity, key, payload, found, began, path)
+            return self._hit(session, lane, key, payload, found, began, path)
+        if failed is NotAsked:  # during an outage every get comes here: it has no plan, and nothing to tell
+            row = load()
+            entity.counters.miss(perf_counter() - began, "breaker")
+            return row
         request = Request(session, lane, key, pk, self.reading(lane), path, began)
         return self._miss(request, lookup, load, payload, failed, perf_counter() - asked)
 
@@ -157,7 +172,7 @@ class Reader:
         except CodecError:
             pass
         if payload is not None and found is not None and found[0].make.is_quiet(session):
-            return self._hit(session, entity, key, payload, found, began)
+            return self._hit(session, lane, key, payload, found, began)
         request = Request(session, lane, key, pk, self.reading(lane), None, began)
         spent = perf_counter() - began
         return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, failed, spent)
@@ -171,7 +186,7 @@ class Reader:
     def _hit(
         self,
         session: Session,
-        entity: Entity,
+        lane: Lane,
         key: _sqlalchemy.IdentityKey,
         payload: bytes,
         found: Found,
@@ -179,13 +194,15 @@ class Reader:
         path: Any = None,
     ) -> Any:
         instance = found[0].make.attach(session, key, found[1], path)
-        seconds = perf_counter() - began
+        entity, seconds = lane.entity, perf_counter() - began
         entity.counters.hit(seconds, len(payload))
         is_near = type(payload) is NearPayload
         if is_near:
             entity.counters.near_hits += 1
         if tracing.active:
             self.traced(entity, entity.table.pk_text(key[1]), "near_hit" if is_near else "hit", None, seconds)
+        if self.sampler is not None and self.sampler.draws():
+            self.sampler.offer(session, lane, key)
         return instance
 
     def _miss(
@@ -214,16 +231,26 @@ class Reader:
     ) -> Any:
         """Return the row that a plan finds."""
         passenger = Passenger(self._flights)
+        elected: Resign | None = None
 
         def execute(effect: Effect[Any]) -> Any:
+            nonlocal elected
             if isinstance(effect, Load):
-                return self._load(request, load) if effect.encode else Loaded(load(), None)
+                read = self._load_if_connected if effect.spare else self._load
+                return read(request, load) if effect.encode else Loaded(load(), None)
             if type(effect) in Passenger.EFFECTS:
                 return passenger.execute(effect)
-            return counting.execute(effect)
+            reply = counting.execute(effect)
+            if isinstance(effect, Lease) and isinstance(reply, Granted) and reply.elected:
+                elected = Resign(effect.entry, reply)
+            return reply
 
         try:
             answer = run(plan, execute)
+        except asyncio.CancelledError:  # the plan is closed, and other processes wait for its fill
+            if elected is not None:
+                self.driver.post(elected)
+            raise
         finally:
             passenger.land()
         row = self.row(request.session, request.key, answer, request.path)
@@ -254,6 +281,16 @@ class Reader:
             payload = None
             request.not_stored = "own_writes"
         return self.loaded(lane, request.reading, instance, payload, took)
+
+    def _load_if_connected(self, request: Request, load: Callable[[], Any]) -> Loaded[Any] | None:
+        """Run the session's own get; return None if it fails for want of a connection."""
+        try:
+            return self._load(request, load)
+        except Exception as why:
+            if _sqlalchemy.connections(request.session):  # its transaction may have failed, too
+                raise
+            log.warning("a row is not renewed: %s", type(why).__name__)
+            return None
 
     # what other reads have in common with it
 
@@ -339,7 +376,7 @@ class Reader:
 
     def traced(self, entity: Entity, pk: str | None, outcome: Outcome, reason: str | None, seconds: float) -> None:
         """Tell whoever traces of a get."""
-        pk = None if self._hides else pk
+        pk = None if self.hides else pk
         tracing.record(tracing.TracedGet(model_name(entity.class_), pk, outcome, reason, seconds))
 
     def _warn(self, entity: Entity, pk: str, why: CodecError) -> None:
@@ -347,7 +384,7 @@ class Reader:
         known = self.not_stored.setdefault(class_, {})
         if (why.attribute or "") not in known:
             known[why.attribute or ""] = str(why)
-            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self._hides else pk, why)
+            log.warning("%s %s is not cached: %s", class_.__qualname__, "(a row)" if self.hides else pk, why)
 
 
 def _is_asked_for(request: Request, instance: object) -> bool:

@@ -103,6 +103,7 @@ class Rows:
         *,
         polymorphic: bool,
         stamped: bool,
+        absences: bool,
     ) -> None:
         self._only: tuple[Shape, Codec] | None = None
         self._stamped = stamped
@@ -121,6 +122,8 @@ class Rows:
             self.fingerprint = _digest(*read, self._only[1].fingerprint)
         if stamped:
             self.fingerprint = _digest(b"stamped", self.fingerprint)
+        if absences:  # others would be told "no such row", and could not read it
+            self.fingerprint = _digest(b"absences", self.fingerprint)
 
     def decode(self, payload: bytes) -> Found:
         """Return the row.
@@ -213,6 +216,7 @@ class Entity:
                 self.reads,
                 polymorphic=self.polymorphic,
                 stamped=self.renewal is not None,
+                absences=self.missing_ttl_ms is not None,
             )
         return rows
 

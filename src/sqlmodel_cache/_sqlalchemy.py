@@ -309,14 +309,17 @@ class Maker:
 Take = Callable[[type, dict[str, Any], set[str]], None]  # a class, loaded attributes, and names of expired ones
 
 
-_NO_TAKES: Mapping[IdentityKey, Take] = MappingProxyType({})
+_NO_TAKES: tuple[Any, Mapping[IdentityKey, Take]] = None, MappingProxyType({})
 
 
 class LoadProbe:
     """Sees what a SELECT gave to an instance, before a load event of the application can change it."""
 
     def __init__(self) -> None:
-        self._taking: ContextVar[Mapping[IdentityKey, Take]] = ContextVar("sqlmodel_cache_taking", default=_NO_TAKES)
+        # Of one session: a listener may load the same key from another database.
+        self._taking: ContextVar[tuple[Any, Mapping[IdentityKey, Take]]] = ContextVar(
+            "sqlmodel_cache_taking", default=_NO_TAKES
+        )
         self._watched: list[type] = []
 
     def load(
@@ -347,15 +350,15 @@ class LoadProbe:
             if mapper.class_ not in self._watched:
                 self._watched.append(mapper.class_)
                 event.listen(mapper.class_, "load", self._loaded, raw=True, insert=True)
-        token = self._taking.set(takes)
+        token = self._taking.set((session.hash_key, takes))
         try:
             return load()
         finally:
             self._taking.reset(token)
 
     def _loaded(self, state: InstanceState[Any], context: object) -> None:
-        takes = self._taking.get()
-        if takes and state.key is not None and state.key in takes:
+        session_id, takes = self._taking.get()
+        if takes and state.session_id == session_id and state.key is not None and state.key in takes:
             if next(iter(state.manager.dispatch.load), None) == self._loaded:
                 _give(state, takes[state.key])
 

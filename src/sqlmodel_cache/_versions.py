@@ -7,6 +7,7 @@ transaction began: BEGIN always changes a version, so none lies between.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -23,11 +24,17 @@ class Versions:
     """
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()  # guards the map
         self._seen: OrderedDict[str, tuple[Granted, float]] = OrderedDict()  # row key -> versions, monotonic seconds
 
     def since(self, row: str, lease: Granted) -> float:
         """Return when this process first saw these versions, in seconds of `time.monotonic()`; remember them if new."""
+        if self._pid != os.getpid():  # who holds the lock has stayed in the parent
+            self._forget()
         with self._lock:
             known = self._seen.get(row)
             if known is not None and known[0] == lease:

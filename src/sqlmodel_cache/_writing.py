@@ -19,6 +19,7 @@ from . import _keys, _protocol
 from ._driver import Driver, new_id
 from ._effects import Commit, Keys, Outcome
 from ._entities import Entities
+from ._journal import Journal
 from ._namespace import Naming
 from ._plan import Effect, Plan, run
 from ._shapes import CachedTable
@@ -44,6 +45,7 @@ class Writer:
         self._entities = entities
         self._naming = naming
         self._counters = counters
+        self.journal = Journal()
 
     def record(self, connection: Connection, writes: list[Write], translate: Mapping[Any, Any] | None) -> Transaction:
         """Add what a statement writes to the connection's write set, and return its transaction."""
@@ -111,7 +113,7 @@ class Writer:
                 self._run(
                     _protocol.invalidate(late, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
                 )
-                self._count(late)
+                self._count(late, "what a listener to a COMMIT wrote")
 
     def _commit_fenced(self, keys: Keys, send: Callable[[], None]) -> None:
         failure: Exception | None = None
@@ -133,8 +135,12 @@ class Writer:
             new_id=new_id,
             replicas=self._replicas,
         )
-        self._run(plan, commit)
-        self._count(keys)
+        self.journal.began(keys)
+        try:
+            self._run(plan, commit)
+        finally:
+            self.journal.ended(keys)
+        self._count(keys, "commit" if failure is None else "a COMMIT that failed")
         if failure is not None:
             raise failure
 
@@ -152,6 +158,7 @@ class Writer:
                 replicas=self._replicas,
             )
             state.fence = (keys, self._run(plan))
+            self.journal.began(keys)
 
     def end_fence(self, state: Transaction, outcome: Outcome) -> None:
         """Release the fence of a statement that has committed by itself."""
@@ -159,7 +166,8 @@ class Writer:
             keys, token = state.fence
             plan = _protocol.end(keys, token, outcome, self._driver.debts, new_id=new_id, replicas=self._replicas)
             self._run(plan)
-            self._count(keys)
+            self.journal.ended(keys)
+            self._count(keys, "a statement that commits by itself")
         state.statement_ended()
 
     def invalidate(self, tables: list[CachedTable], pk: str | None, bind: Engine | Connection | None) -> None:
@@ -179,15 +187,25 @@ class Writer:
         found = WriteSet()
         translate = None if bind is None else bind.get_execution_options().get("schema_translate_map")
         for namespace in self._naming.namespaces(bind):
+            default = None if bind is None else bind.dialect.default_schema_name  # known once the database was asked
             for write in writes:
-                name = _keys.table_name(write.schema, write.table.family, translate)
-                found.change(TableRef(namespace, name), write.pks)
+                for name in _names_of(write, translate, default):
+                    found.change(TableRef(namespace, name), write.pks)
         keys = self._naming.keys(found)
         plan = _protocol.invalidate(
             keys, self._driver.debts, refuse=self._refuse, new_id=new_id, replicas=self._replicas
         )
         self._run(plan)
-        self._count(keys)
+        self._count(keys, "invalidate()")
+
+    def forget(self, ref: TableRef, pk: str) -> None:
+        """Invalidate a row that has turned out to be wrong in the cache."""
+        found = WriteSet()
+        found.change(ref, (pk,))
+        keys = self._naming.keys(found)
+        plan = _protocol.invalidate(keys, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
+        self._run(plan)
+        self._count(keys, "verify")
 
     def _run(self, plan: Plan[Any], commit: Callable[[], Outcome] | None = None) -> Any:
         """Return a plan's result. All its effects but the COMMIT go to the cache; count it where the cache fails."""
@@ -208,7 +226,8 @@ class Writer:
         finally:
             self._counters.errors += failed
 
-    def _count(self, keys: Keys) -> None:
+    def _count(self, keys: Keys, why: str) -> None:
+        self.journal.note(keys, why)
         shards = Counter(map(_keys.table_of, keys.rows))
         shards.update(keys.tables)
         for shard, count in shards.items():

@@ -15,8 +15,10 @@ from ._namespace import Naming
 from ._near import LATE, Near
 from ._queries import Queries
 from ._reading import Reader
+from ._sampler import Sampler
 from ._sealing import Gate
 from ._statements import Statements
+from ._verifier import Verifier
 from ._writing import Writer
 from .config import NearCache, Settings
 from .errors import ConfigurationError
@@ -59,6 +61,9 @@ class Cache:
         self.queries = Queries(self.reader)
         self.inspector = Inspector(self.driver, self.entities, naming)
         self.writer = Writer(settings, self.driver, self.entities, naming, self.counters)
+        self.verifier = Verifier(self.reader, hides=naming.hides, default_ttl_ms=settings.default_ttl_ms)
+        if settings.verify:
+            self.reader.sampler = Sampler(settings.verify, self.verifier, self.writer.forget, hides=naming.hides)
 
     def stats(self) -> Stats:
         """Return what has been counted, and how things are."""
@@ -69,6 +74,8 @@ class Cache:
 
     def close(self) -> None:
         """Release what the library opened: listeners, and the connections of the near cache and the transports."""
+        if self.reader.sampler is not None:
+            self.reader.sampler.close()
         self.reader.close()
         if self._tracking is not None:
             self._tracking.stop()

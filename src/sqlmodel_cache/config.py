@@ -103,7 +103,8 @@ class CacheConfig:
             process that inserts must know it: deploy it to writers first.
         refresh_ahead: renews rows before they expire, so that a row that is read all the time never does: a hit that
             is near its end is read from the database again, at random, and the earlier the longer its load takes.
-            1.0 is the usual eagerness; more is earlier. None leaves rows to expire.
+            1.0 is the usual eagerness; more is earlier. None leaves rows to expire. `get_many` and `get_by` renew
+            nothing. Where the database cannot be reached, the hit is returned.
         unique: keys that `SQLModelCache.get_by` may look up, each a tuple of attribute names whose columns have a
             unique constraint or index.
         many_to_one: True also answers lazy loads of the model by its primary key, as of `hero.team`, under the same
@@ -241,6 +242,7 @@ class Settings:
     wait_replicas: int = 0
     timeout: Duration = TIMEOUT
     commit_timeout: Duration = COMMIT_TIMEOUT
+    verify: float = 0.0
 
     def __post_init__(self) -> None:
         milliseconds("default_ttl", self.default_ttl)
@@ -268,6 +270,8 @@ class Settings:
             raise ConfigurationError("snapshot_reads", self.snapshot_reads, 'give "requested" or "database"')
         if type(self.max_payload_bytes) is not int or self.max_payload_bytes < 1:
             raise ConfigurationError("max_payload_bytes", self.max_payload_bytes, "give a positive int")
+        if isinstance(self.verify, bool) or not isinstance(self.verify, int | float) or not 0 <= self.verify <= 1:
+            raise ConfigurationError("verify", self.verify, "give the share of hits to verify, from 0 to 1: 0.001")
         keys_of(self.encryption_key)
         if self.hash_keys != "rollout" and not isinstance(self.hash_keys, bool):
             raise ConfigurationError("hash_keys", self.hash_keys, 'give True or False, and "rollout" between the two')

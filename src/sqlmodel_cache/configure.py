@@ -30,6 +30,7 @@ from .transport import (
     SyncTransport,
 )
 from .transport.redis import from_url
+from .verification import Verification
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -72,6 +73,7 @@ class SQLModelCache:
         wait_replicas: int = 0,
         timeout: Duration = TIMEOUT,
         commit_timeout: Duration = COMMIT_TIMEOUT,
+        verify: float = 0.0,
     ) -> None:
         """Make `session.get()` answer from a cache, in this process, from now on. A second call replaces the first.
 
@@ -108,6 +110,8 @@ class SQLModelCache:
             timeout: seconds that one read of the cache may take, before it counts as a miss. A Redis transport that
                 was made with a time-out of its own keeps it.
             commit_timeout: seconds that one attempt to invalidate may take, before and after a COMMIT; as above.
+            verify: the share of gets' hits that are compared with the database after they have been answered: 0.001
+                is one in a thousand. A row that differs is logged, counted and invalidated.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
@@ -134,6 +138,7 @@ class SQLModelCache:
             wait_replicas=wait_replicas,
             timeout=timeout,
             commit_timeout=commit_timeout,
+            verify=verify,
         )
         if settings.wait_replicas and any(getattr(side, "is_cluster", False) for side in (sync_side, async_side)):
             raise ConfigurationError("wait_replicas", wait_replicas, "not with a Redis Cluster: give 0")
@@ -178,6 +183,8 @@ class SQLModelCache:
         cache = cls._cache
         if cache is None:
             return True
+        if cache.reader.sampler is not None:
+            cache.reader.sampler.settle()
         delivered = cache.driver.settle(milliseconds("timeout", timeout) / 1000)
         cache.driver.close()
         return delivered
@@ -213,7 +220,7 @@ class SQLModelCache:
             InvalidationError: in `refuse` mode, when the cache does not answer.
         """
         if cls._cache is not None:
-            table, text = cls._cache.entities.named(model, pk)
+            table, text = cls._cache.entities.named(model, pk, hidden=cls._cache.reader.hides)
             cls._cache.writer.invalidate([table], text, _sync_bind(bind, model))
 
     @classmethod
@@ -396,6 +403,42 @@ class SQLModelCache:
         return trace()
 
     @classmethod
+    def verify(cls, model: type, bind: Bind, *, sample: int = 10_000) -> Verification:
+        """Return what a comparison of cached rows with the database has found. A concurrent write is no discrepancy.
+
+        It looks up primary keys at random, reads the rows that are cached in transactions and on a connection of its
+        own, and changes nothing. One round trip and one SELECT serve 200 rows.
+
+        Args:
+            model: a cached class.
+            bind: the engine whose sessions' gets are verified, or a session on it; the primary, not a replica.
+            sample: about how many rows of the table are looked up.
+
+        Raises:
+            ConfigurationError: nothing is configured, the model is not cached, or the engine's gets are not.
+            TransportError: the cache does not answer.
+        """
+        if type(sample) is not int or sample < 1:
+            raise ConfigurationError("sample", sample, "give the number of rows to look up")
+        cache = cls._cache
+        if cache is None:
+            raise ConfigurationError("model", model, "call SQLModelCache.configure() first")
+        entity = cache.reader.entity(model)
+        if entity is None:
+            raise ConfigurationError("model", model, f"it is not cached: {cls.explain(model).reason}")
+        engine = _sync_bind(bind, model)
+        if engine is None:
+            raise ConfigurationError("bind", bind, "give an engine, or a session on it")
+        session = getattr(bind, "sync_session", bind)
+        info = session.info if isinstance(session, Session) else {}
+        return cache.verifier.verify(entity, engine.engine, sample, info)
+
+    @classmethod
+    async def averify(cls, model: type, bind: AsyncBind, *, sample: int = 10_000) -> Verification:
+        """`verify`, in an event loop."""
+        return await _sqlalchemy.in_new_greenlet(cls.verify, model, bind, sample=sample)
+
+    @classmethod
     def _queries(cls) -> Queries:
         return (cls._cache or _nothing_cached()).queries
 
@@ -406,6 +449,11 @@ class SQLModelCache:
         if cls._cache is not None:
             cls._cache.close()
         cls._cache = cls._hooks = None
+
+
+def current() -> Cache | None:
+    """Return the cache that is configured in this process, for what looks on: it does not outlive a `reset()`."""
+    return SQLModelCache._cache
 
 
 @functools.cache
@@ -436,6 +484,8 @@ def _both(transport: Any, async_transport: Any) -> tuple[SyncTransport | None, A
         sync, derived = from_url(transport)
         return sync, derived if async_transport is None else async_transport
     if _is(transport, AsyncTransport) and async_transport is None:
+        if _is(transport, SyncTransport):
+            return transport, transport
         transport, async_transport = None, transport
     if transport is not None and not _is(transport, SyncTransport):
         raise ConfigurationError(

@@ -23,13 +23,13 @@ class ConfigurationError(CacheError, ValueError):
 
     Attributes:
         argument: the name of the parameter or attribute.
-        value: what it was.
+        value: what it was. With `hash_keys` the text says of a primary key only of which types it is.
     """
 
-    def __init__(self, argument: str, value: object, remedy: str) -> None:
+    def __init__(self, argument: str, value: object, remedy: str, *, hidden: bool = False) -> None:
         self.argument = argument
         self.value = value
-        super().__init__(f"{argument}={_short(value)}: {remedy}")
+        super().__init__(f"{argument}={_types(value) if hidden else _short(value)}: {remedy}")
 
 
 class TransportError(CacheError):
@@ -65,6 +65,11 @@ class FollowerError(CacheError):
     def __init__(self, *problems: tuple[str, str]) -> None:
         self.problems = problems
         super().__init__("; ".join(f"{what}: {remedy}" for what, remedy in problems))
+
+
+def _types(value: object) -> str:
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return f"<{', '.join(type(part).__name__ for part in parts)}>"
 
 
 def _short(value: object) -> str:

@@ -133,6 +133,8 @@ class ModelStats:
     corrupt: int = 0  # payloads that did not decode; each was replaced
     invalidated: int = 0  # rows and table shards fenced by commits, or invalidated by hand
     errors: int = 0  # misses that the transport failed
+    verified: int = 0  # cached rows that were compared with the database, by `verify()` or `configure(verify=...)`
+    discrepancies: int = 0  # those of them that were not what the database held
     bytes_read: int = 0  # of payloads that were found, before encryption
     bytes_written: int = 0  # of payloads that were stored, before encryption
     hit_seconds: Histogram = field(default_factory=Histogram)  # that hits took; get_many's rows each the same part
@@ -159,6 +161,8 @@ class Stats:
     corrupt: int = 0  # payloads that did not decode; each was replaced
     errors: int = 0  # misses and invalidations that the transport failed
     invalidated: int = 0  # rows and table shards fenced by commits, or invalidated by hand
+    verified: int = 0  # cached rows that were compared with the database, by `verify()` or `configure(verify=...)`
+    discrepancies: int = 0  # those of them that were not what the database held
     owed: int = 0  # rows and table shards whose invalidation the cache has not been told, now
     outages: int = 0  # how often the cache stopped being asked, because it did not answer
     unreachable: bool = False  # whether it is not asked now
@@ -185,12 +189,14 @@ class ModelCounters:
         "bytes_read",
         "bytes_written",
         "corrupt",
+        "discrepancies",
         "fills",
         "invalidated",
         "miss_reasons",
         "near_hits",
         "not_stored",
         "shared",
+        "verified",
     )
 
     def __init__(self) -> None:
@@ -201,7 +207,7 @@ class ModelCounters:
         self.bypasses: dict[BypassReason, int] = dict.fromkeys(get_args(BypassReason), 0)
         self.not_stored: dict[RefusedReason, int] = dict.fromkeys(get_args(RefusedReason), 0)
         self.near_hits = self.fills = self.shared = self.corrupt = self.invalidated = 0
-        self.bytes_read = self.bytes_written = 0
+        self.bytes_read = self.bytes_written = self.verified = self.discrepancies = 0
 
     def hit(self, seconds: float, size: int) -> None:
         """Count a hit of a payload of so many bytes."""
@@ -236,6 +242,8 @@ class ModelCounters:
             corrupt=self.corrupt,
             invalidated=self.invalidated,
             errors=reasons["error"] + reasons["breaker"],
+            verified=self.verified,
+            discrepancies=self.discrepancies,
             bytes_read=self.bytes_read,
             bytes_written=self.bytes_written,
             hit_seconds=hits,

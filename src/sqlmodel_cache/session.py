@@ -44,6 +44,7 @@ class Hooks:
         self._listeners: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
             (Mapper, "after_mapper_constructed", self._mapper_constructed),
             (Table, "after_parent_attach", self._table_attached),
+            (object, "class_uninstrument", self._cache.entities.disposed),
         )
         if cache.naming.asks_sessions:
             self._listeners += ((Session, "after_begin", self._after_begin),)

@@ -17,7 +17,7 @@ from sqlmodel import create_engine
 from waiting import until
 
 from sqlmodel_cache import SQLModelCache
-from sqlmodel_cache.follow import Follower
+from sqlmodel_cache.follow import Follower, _follower, _outbox, _stream
 
 PATIENCE = 30.0  # seconds: what is not about time must not depend on how busy the machine is
 
@@ -30,6 +30,15 @@ def logical_url() -> Iterator[str]:
         yield server.url
     finally:
         server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followers of this process look, try and report ten times as often: a test waits for what they see."""
+    monkeypatch.setattr(_stream, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(_outbox, "ALIVE_SECONDS", 0.1)
+    for name in ("READ_SECONDS", "ELECTION_SECONDS", "RETRY_SECONDS", "REPORT_SECONDS"):
+        monkeypatch.setattr(_follower, name, 0.1)
 
 
 @pytest.fixture

@@ -26,6 +26,16 @@ class Event(Base):
     note: Mapped[str]
 
 
+class OldEvent(Base):
+    """One of its partitions, by its own name."""
+
+    __tablename__ = "follow_event_old"
+    __cache_config__ = CacheConfig()
+    day: Mapped[datetime.date] = mapped_column(primary_key=True)
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    note: Mapped[str]
+
+
 class City(Base):
     """Whose rows include those of a table that inherits from it in the database."""
 

@@ -18,10 +18,11 @@ from follow.cut import Cut, Held
 from follow.tables import forget, make
 from follow.test_stream import hit
 from models import Badge, Gadget, Hero, Team, add_hero, get_hero
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Column, Engine, Integer, Table, make_url
+from sqlalchemy.orm import registry
 from sqlmodel import SQLModel, create_engine
 
-from sqlmodel_cache import ConfigurationError, FollowerError, SQLModelCache
+from sqlmodel_cache import CacheConfig, ConfigurationError, FollowerError, SQLModelCache
 
 TESTS = Path(__file__).parents[1]
 
@@ -148,6 +149,50 @@ def test_truncate_is_the_tables(site: Site) -> None:
         assert running.stats.tables > before
 
 
+@pytest.mark.parametrize("site", ["postgresql"], indirect=True)  # SQLite keeps no word of what a table was
+@pytest.mark.parametrize("while_following", [True, False])
+def test_change_that_no_row_tells_is_followed(site: Site, while_following: bool) -> None:
+    """A table that is another one than it was is invalidated; one who begins then does not know which it is."""
+    SQLModelCache.configure()
+    site.write(ROWS)
+    change = "ALTER TABLE hero DROP COLUMN age; ALTER TABLE hero ADD COLUMN age int DEFAULT 7"
+    with Noting(site) as running:
+        eventually(lambda: running.stats.tables > 0)
+        site.settle()
+        for model, pk in ((Hero, 1), (Team, 1)) * 2:
+            hit(site.engine, model, pk)
+        assert hit(site.engine, Hero, 1)[0]
+        if while_following:
+            site.write(change)
+            eventually(lambda: not hit(site.engine, Hero, 1)[0])
+    if not while_following:
+        site.write(change)
+        with Noting(site, setup=False) as running:
+            eventually(lambda: running.stats.tables > 0)
+            assert not hit(site.engine, Hero, 1)[0]
+    assert hit(site.engine, Hero, 1)[1]["age"] == 7
+    assert hit(site.engine, Team, 1)[0] == while_following
+
+
+@pytest.mark.parametrize("site", ["postgresql"], indirect=True)
+def test_triggers_fire_for_whoever_writes(site: Site) -> None:
+    """Also for what a subscription applies; one that somebody has switched off is said, and the setup mends it."""
+    SQLModelCache.configure()
+    pk = add_hero(site.engine)
+    with Noting(site) as running:
+        site.settle()
+        get_hero(site.engine, pk)
+        site.write("SET session_replication_role = replica; UPDATE hero SET name = 'new'")
+        site.settle()
+        assert get_hero(site.engine, pk).name == "new"
+        site.write("ALTER TABLE hero DISABLE TRIGGER USER; UPDATE hero SET name = 'newer'")
+        eventually(lambda: running.stats.problems)
+        running.follower.source.setup()
+        eventually(lambda: not running.stats.problems)
+        site.settle()
+        assert get_hero(site.engine, pk).name == "newer"
+
+
 def test_nothing_is_forgotten_before_the_cache_has_acknowledged(site: Site) -> None:
     """Notes stay until they are invalidated, whoever follows then."""
     cache = Cut()
@@ -265,3 +310,47 @@ def test_command_sets_an_outbox_up(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("CREATE TABLE sqlmodel_cache_outbox")
+
+
+class ById:
+    """Names the rows of a table by one column."""
+
+    __cache_config__ = CacheConfig()
+
+
+class ByNumber:
+    """Names them by another, and caches absences."""
+
+    __cache_config__ = CacheConfig(missing_ttl=60)
+
+
+@pytest.fixture
+def two_names() -> Iterator[None]:
+    """A table whose rows have two names."""
+    mappings = registry()
+    table = Table("two_names", mappings.metadata, Column("id", Integer, primary_key=True), Column("number", Integer))
+    mappings.map_imperatively(ById, table)
+    mappings.map_imperatively(ByNumber, table, primary_key=[table.c.number])
+    yield
+    mappings.dispose()
+
+
+def test_change_is_told_by_each_name_of_a_row(site: Site, two_names: None) -> None:
+    """Classes that name the rows of a table by different columns, one of which caches absences, hear of each change."""
+    SQLModelCache.configure()
+    site.write("CREATE TABLE two_names (id int PRIMARY KEY, number int UNIQUE); INSERT INTO two_names VALUES (1, 9)")
+    keys: list[tuple[type, Any]] = [(ById, 1), (ByNumber, 9), (ByNumber, 8)]
+    try:
+        with Noting(site):
+            site.settle()
+            for statement in ("UPDATE two_names SET id = id", "INSERT INTO two_names VALUES (2, 8)"):
+                for _ in range(2):
+                    for key in keys:
+                        hit(site.engine, *key)
+                assert all(hit(site.engine, *key)[0] for key in keys)
+                site.write(statement)
+                site.settle()
+                missed = [key for key in keys if not hit(site.engine, *key)[0]]
+                assert missed == (keys[2:] if "INSERT" in statement else keys[:2])
+    finally:
+        site.write("DROP TABLE two_names")

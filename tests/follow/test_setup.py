@@ -19,16 +19,29 @@ from sqlalchemy import Engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import create_engine
 
-from sqlmodel_cache import ConfigurationError, FollowerError, SQLModelCache
+from sqlmodel_cache import ConfigurationError, FollowerError, SQLModelCache, cli
 
 TESTS = Path(__file__).parents[1]
 
 
-def command_line(database: Engine, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run `sqlmodel-cache follow` on the shared models."""
-    url = database.url.render_as_string(hide_password=False)
-    command = [sys.executable, "-m", "sqlmodel_cache.cli", "follow", url, "models", *options]
-    return subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=60)
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command_line(database: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `sqlmodel-cache follow` on the shared models, and return its exit code, its output and its errors."""
+
+    def run(*options: str) -> tuple[int, str, str]:
+        url = database.url.render_as_string(hide_password=False)
+        monkeypatch.setattr(sys, "argv", ["sqlmodel-cache", "follow", url, "models", *options])
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            SQLModelCache.reset()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
 
 
 def things(outside: psycopg.Connection[Any]) -> list[Any]:
@@ -37,32 +50,31 @@ def things(outside: psycopg.Connection[Any]) -> list[Any]:
     return sorted(outside.execute(query).fetchall())
 
 
-def test_setup_is_shown_done_once_and_taken_back(database: Engine, outside: psycopg.Connection[Any]) -> None:
+def test_setup_is_shown_done_once_and_taken_back(command_line: Command, outside: psycopg.Connection[Any]) -> None:
     """`--dry-run` changes nothing, a second `--setup` neither, and `--teardown` leaves nothing."""
     options = ("--transport", "redis://localhost:1", "--setup")
-    shown = command_line(database, *options, "--dry-run")
-    assert shown.returncode == 0, shown.stderr
+    code, shown, errors = command_line(*options, "--dry-run")
+    assert code == 0, errors
     assert things(outside) == []
-    first, second, third = shown.stdout.splitlines()
-    assert first.startswith(
-        'CREATE PUBLICATION "sqlmodel_cache_postgres" FOR TABLE "public"."badge", "public"."gadget"'
-    )
+    first, second, third = shown.splitlines()
+    assert first.startswith('CREATE PUBLICATION "sqlmodel_cache_postgres" FOR TABLE "public"."badge", ')
     assert second.startswith('COMMENT ON PUBLICATION "sqlmodel_cache_postgres"')
     assert third == "SELECT pg_create_logical_replication_slot('sqlmodel_cache_postgres', 'pgoutput');"
-    done = command_line(database, *options)
-    assert (done.returncode, done.stdout) == (0, shown.stdout)
+    assert command_line(*options)[:2] == (0, shown)
     assert things(outside) == [("publication", "sqlmodel_cache_postgres"), ("slot", "sqlmodel_cache_postgres")]
-    again = command_line(database, *options)
-    assert (again.returncode, again.stdout, again.stderr.strip()) == (0, "", "nothing to do")
-    gone = command_line(database, *options[:2], "--teardown")
-    assert gone.returncode == 0, gone.stderr
-    assert len(gone.stdout.splitlines()) == 2
+    assert command_line(*options) == (0, "", "nothing to do\n")
+    code, gone, errors = command_line(*options[:2], "--teardown")
+    assert code == 0, errors
+    assert len(gone.splitlines()) == 2
     assert things(outside) == []
 
 
 def test_command_without_a_setup_fails_with_the_remedy(database: Engine) -> None:
-    """Exit code 1, and the command to run."""
-    failed = command_line(database, "--transport", "redis://localhost:1")
+    """Exit code 1, and the command to run. The command is one that a shell can start."""
+    url = database.url.render_as_string(hide_password=False)
+    command = [sys.executable, "-m", "sqlmodel_cache.cli", "follow", url, "models"]
+    command += ["--transport", "redis://localhost:1"]
+    failed = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=60)
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-2:] == [
         "there is no publication",
@@ -70,27 +82,33 @@ def test_command_without_a_setup_fails_with_the_remedy(database: Engine) -> None
     ]
 
 
-def test_setup_adds_tables_that_came_later(database: Engine, outside: psycopg.Connection[Any]) -> None:
-    """A publication that lacks a table, or a kind of change, is completed; one table more is one statement."""
+def test_setup_adds_tables_that_came_later(database: Engine, outside: psycopg.Connection[Any], humble: Engine) -> None:
+    """A publication that lacks a table, rows, or a kind of change is completed; who may not do that refuses it."""
     SQLModelCache.configure()
+    outside.execute("ALTER ROLE humble REPLICATION")
     source = SQLModelCache.follower(database).source
     source.setup()
-    outside.execute("ALTER PUBLICATION sqlmodel_cache_postgres DROP TABLE hero")
-    outside.execute("ALTER PUBLICATION sqlmodel_cache_postgres SET (publish = 'insert')")
+    name = "sqlmodel_cache_postgres"
+    outside.execute(f"ALTER PUBLICATION {name} DROP TABLE hero, team".encode())
+    outside.execute(f"ALTER PUBLICATION {name} ADD TABLE team WHERE (id > 0)".encode())
+    outside.execute(f"ALTER PUBLICATION {name} SET (publish = 'insert')".encode())
     statements = source.setup_sql()
     assert [statement.partition(" SET ")[0] for statement in statements] == [
-        'ALTER PUBLICATION "sqlmodel_cache_postgres"',
-        'ALTER PUBLICATION "sqlmodel_cache_postgres" ADD TABLE "public"."hero"',
+        f'ALTER PUBLICATION "{name}"',
+        f'ALTER PUBLICATION "{name}" DROP TABLE "public"."team"',
+        f'ALTER PUBLICATION "{name}" ADD TABLE "public"."hero", "public"."team"',
     ]
+    source.check()  # it will complete its own publication itself
     with pytest.raises(FollowerError) as failed:
-        source.check()
+        SQLModelCache.follower(humble).source.check()
     assert [what for what, _ in failed.value.problems] == [
         "the publication leaves out some changes",
         '"public"."hero" is not published',
+        '"public"."team" is not published',
     ]
     source.setup()
     assert source.setup_sql() == []
-    source.check()
+    SQLModelCache.follower(humble).source.check()
 
 
 def unlogged(outside: psycopg.Connection[Any]) -> Engine | None:

@@ -1,5 +1,7 @@
 """Another process, which does what its input says: `DATABASE_URL REDIS_URL` first, then a size a line, or `fork`.
 
+Behind the URLs may stand an encryption key; then it hashes primary keys, too.
+
 For each size it commits star 1 with that size, and prints the time.monotonic() at which `commit()` had returned. For
 `fork` it gets the star near, forks, and prints what its child makes of the near cache.
 """
@@ -11,14 +13,21 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from near.rows import get_star, near, resize, until, warm
+from patient import PATIENCE
 from sqlalchemy import Engine
 from sqlmodel import create_engine
 
 from sqlmodel_cache import NearCache, SQLModelCache
+
+
+def sealed(key: str) -> dict[str, Any]:
+    """Return what makes Redis tell nobody who lacks the key."""
+    return {"encryption_key": key, "hash_keys": True}
 
 
 def fork(engine: Engine) -> None:
@@ -56,9 +65,11 @@ def be_forked(engine: Engine, reading: int) -> None:
 
 def main() -> None:
     """Do it."""
-    database_url, redis_url = sys.stdin.readline().split()
+    database_url, redis_url, *keys = sys.stdin.readline().split()
     engine = create_engine(database_url)
-    SQLModelCache.configure(redis_url, near_cache=NearCache(max_age=3600))
+    SQLModelCache.configure(
+        redis_url, near_cache=NearCache(max_age=3600), timeout=PATIENCE, **(sealed(*keys) if keys else {})
+    )
     for line in sys.stdin:
         if line == "fork\n":
             fork(engine)

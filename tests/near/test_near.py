@@ -20,9 +20,9 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 import sqlalchemy.ext.asyncio.session
-from conftest import PATIENCE
 from models import add_hero, get_hero
 from near.rows import Star, add_stars, get_star, hear_everything, near, near_hits, resize, until, warm
+from patient import PATIENCE
 from servers import RedisServer, free_port
 from sqlalchemy import Engine, update
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -62,12 +62,12 @@ def server() -> Iterator[RedisServer]:
 
 
 @contextmanager
-def other_process(engine: Engine, redis_url: str) -> Iterator[subprocess.Popen[str]]:
+def other_process(engine: Engine, redis_url: str, *key: str) -> Iterator[subprocess.Popen[str]]:
     """Yield another process; see `other.py`."""
     command = [sys.executable, str(Path(__file__).with_name("other.py"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
-        process.stdin.write(f"{engine.url.render_as_string(hide_password=False)} {redis_url}\n")
+        process.stdin.write(" ".join((engine.url.render_as_string(hide_password=False), redis_url, *key)) + "\n")
         try:
             yield process
         finally:
@@ -213,7 +213,7 @@ def test_what_redis_forgets_is_forgotten(engine: Engine, server: RedisServer, ho
 @SQLITE
 def test_silent_redis_is_not_relied_on(engine: Engine, server: RedisServer) -> None:
     """While Redis is stopped, near hits end a second after the last PING that it has answered; then all goes on."""
-    SQLModelCache.configure(server.url, near_cache=LONG)
+    SQLModelCache.configure(server.url, near_cache=LONG, timeout=0.05)
     add_stars(engine)
     warm(engine)
     os.kill(server.process.pid, signal.SIGSTOP)

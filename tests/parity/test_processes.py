@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import PATIENCE
 from parity.looks import portrait
 from parity.runner import Databases
 from parity.zoo_sqlmodel import ZHero, ZTeam
+from patient import PATIENCE
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 

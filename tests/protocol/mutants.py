@@ -33,6 +33,7 @@ from sqlmodel_cache._effects import (
 )
 from sqlmodel_cache._plan import Plan, perform
 from sqlmodel_cache._protocol import Answer, Reading, Source
+from sqlmodel_cache._verify import UNCACHED, Compared, Verdict
 from sqlmodel_cache.transport.memory import _Fence, _Value
 
 # transports
@@ -359,3 +360,49 @@ def selects_many_before_lease(entries: Sequence[Entry], reading: Reading[Any], *
 def own_read_through_cache(process: Process) -> Plan[Any]:
     """A transaction's read of a row that it wrote, through the cache."""
     return (yield from reader()(process))
+
+
+# verifiers
+
+
+def looks_once(entry: Entry, at: int, fingerprint: bytes, compare: Any, *, new_id: Any) -> Plan[Any]:
+    """A look at a suspect that does not ask for the versions again."""
+    before = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
+    payload = yield from perform(Lookup(entry, fingerprint))
+    loaded = yield from perform(LoadMany((at,), (False,)))
+    if payload is None or not isinstance(before, Granted):
+        return UNCACHED
+    return Compared(Verdict.DIFFERS, compare(payload, loaded[0].row))
+
+
+def asks_before_the_select(entry: Entry, at: int, fingerprint: bytes, compare: Any, *, new_id: Any) -> Plan[Any]:
+    """A look whose second lease comes before its SELECT."""
+    before = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
+    payload = yield from perform(Lookup(entry, fingerprint))
+    after = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
+    loaded = yield from perform(LoadMany((at,), (False,)))
+    if payload is None or not isinstance(before, Granted) or after != before:
+        return UNCACHED
+    return Compared(Verdict.DIFFERS, compare(payload, loaded[0].row))
+
+
+def looks_up_before_the_lease(entry: Entry, at: int, fingerprint: bytes, compare: Any, *, new_id: Any) -> Plan[Any]:
+    """A look whose payload may be of a value under other versions than its leases name."""
+    payload = yield from perform(Lookup(entry, fingerprint))
+    before = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
+    loaded = yield from perform(LoadMany((at,), (False,)))
+    after = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
+    if payload is None or not isinstance(before, Granted) or after != before:
+        return UNCACHED
+    return Compared(Verdict.DIFFERS, compare(payload, loaded[0].row))
+
+
+def selects_before_the_lease(entry: Entry, at: int, fingerprint: bytes, compare: Any, *, new_id: Any) -> Plan[Any]:
+    """A look whose row may be of before its leases' versions."""
+    loaded = yield from perform(LoadMany((at,), (False,)))
+    before = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
+    payload = yield from perform(Lookup(entry, fingerprint))
+    after = yield from perform(Lease(entry, fingerprint, new_id(), replace=True))
+    if payload is None or not isinstance(before, Granted) or after != before:
+        return UNCACHED
+    return Compared(Verdict.DIFFERS, compare(payload, loaded[0].row))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlmodel_cache import InvalidationError, TransportError, _protocol, _searches
+from sqlmodel_cache import InvalidationError, TransportError, _protocol, _searches, _verify
 from sqlmodel_cache._effects import ABSENT, Commit, Entry, Keys, Lease, Load, Outcome
 from sqlmodel_cache._plan import Effect, Plan, perform
 from sqlmodel_cache._protocol import Reading
@@ -140,6 +140,26 @@ def finder(find: Callable[..., Plan[Any]] = _searches.find, matches: Callable[[i
 def has_key(version: int) -> bool:
     """Return whether the row has the unique key as the n-th commit left it."""
     return version % 2 == 0
+
+
+def verifier(look: Callable[..., Plan[Any]] | None = None) -> Program:
+    """Return a program that compares the cached row with the database; or takes the one look of a mutant at it."""
+
+    def compare(payload: bytes, row: int) -> tuple[int, int] | None:
+        cached = decode(payload)
+        return None if cached == row else (cached, row)
+
+    def program(process: Process) -> Plan[Any]:
+        if look is not None:
+            return [(yield from look(ENTRY, 0, FINGERPRINT, compare, new_id=process.new_id))]
+        return (yield from _verify.verify([ENTRY], FINGERPRINT, compare, new_id=process.new_id))
+
+    return program
+
+
+def unfenced_writer() -> Program:
+    """Return a program that the cache hears nothing of: SQL that nobody follows."""
+    return writer(NOTHING, commit=bare_commit)
 
 
 def snapshot_reader() -> Program:

@@ -9,7 +9,8 @@ The oracle, in every state that can be reached:
     a   a reader that begins now does not hit a row that is older than a commit which has returned
     b   it hits what the database holds now: hits are linearizable with the commit points
     c   it does not hit what nobody has committed
-    j   what a reader is told, by a hit or by another reader, is not older than a commit that had returned when it began
+    j   what a reader is told, by a hit or by another reader, is not older than a commit that had returned when it
+        began; and no verifier says that a cached row differs from the database's
     d   when all writers are done and all deadlines have passed, two quiet reads end in a hit: never stuck
     p   when all writers are done and owe nothing, no stale row is left behind
 """
@@ -67,6 +68,7 @@ from sqlmodel_cache._effects import (
 )
 from sqlmodel_cache._plan import Effect
 from sqlmodel_cache._protocol import Answer
+from sqlmodel_cache._verify import Compared
 from sqlmodel_cache.errors import TransportError
 
 
@@ -450,6 +452,9 @@ class Explorer:
 def _wrong(proc: Proc, result: Any) -> str:
     """Return what is wrong with a reader's answer, or ""."""
     for answer in result if isinstance(result, list) else [result]:
+        if isinstance(answer, Compared) and answer.difference is not None:
+            cached, row = answer.difference
+            return f"a verifier says that the cache has v{cached}, and the database v{row}"
         if not isinstance(answer, Answer) or any(type(reply) is int for reply in proc.replies):
             continue  # a snapshot shows what it must
         told = answer.decoded if answer.decoded is not None else answer.row or 0

@@ -20,6 +20,7 @@ from protocol.programs import (
     reader_of_many,
     remembering_reader,
     snapshot_reader,
+    verifier,
     waiting_reader,
     writer,
 )
@@ -48,6 +49,8 @@ TWO_WRITERS = {"writers": (writer(), writer())}
 NO_ROW = {"row_exists": False, "caches_missing": True}
 RESTORES: dict[str, Any] = {"evictions": 1, "restores": True}
 LOSES_FENCES: dict[str, Any] = {"evictions": 1, "evicts_pending": True}
+
+VERIFIES: tuple[dict[str, Any], ...] = ({"answers": True}, {"readers": (verifier(), reader())})
 
 GUARDS = {
     "BEGIN is sent [SX3]": Guard("a", {"writers": (writer(commit=mutants.never_tells),)}),
@@ -151,6 +154,18 @@ GUARDS = {
     "a renewal is sent after its lease [I4]": Guard("a", {"readers": (reader(mutants.renews_under_no_lease),)}),
     "many rows are read after their leases [I4]": Guard(
         "a", {"readers": (reader_of_many(mutants.selects_many_before_lease),)}
+    ),
+    "a verifier asks for the versions again": Guard(
+        "j", {"readers": (verifier(mutants.looks_once), reader())}, *VERIFIES
+    ),
+    "a verifier asks for them after its SELECT": Guard(
+        "j", {"readers": (verifier(mutants.asks_before_the_select), reader())}, *VERIFIES
+    ),
+    "a verifier's payload is of the versions that it has asked for": Guard(
+        "j", {"readers": (verifier(mutants.looks_up_before_the_lease), reader())}, *VERIFIES
+    ),
+    "a verifier's SELECT comes after its lease": Guard(
+        "j", {"readers": (verifier(mutants.selects_before_the_lease), reader())}, *VERIFIES
     ),
     "a row that a hint leads to must have the key": Guard(
         "j",

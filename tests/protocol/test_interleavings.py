@@ -21,6 +21,7 @@ from protocol.programs import (
     remembering_reader,
     renewing_reader,
     snapshot_reader,
+    verifier,
     waiting_reader,
     writer,
 )
@@ -178,6 +179,28 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, object], int]] = {
         replace(FAULTS, answers=True, readers=(reader_of_many(), reader())),
         {"readers": (reader_of_many(), reader_of_many(), reader())},
         5_000,
+    ),
+    "verifier, two writers and a reader": (
+        replace(ANSWERS, writers=(writer(), writer(TABLE)), readers=(verifier(), reader())),
+        {"readers": (verifier(), reader(), reader())},
+        4_000,
+    ),
+    "verifier, every fault": (
+        replace(FAULTS, answers=True, readers=(verifier(), reader())),
+        {"lost": 1, "writers": (writer(), writer())},
+        4_000,
+    ),
+    "verifier, lost replies and late commands": (
+        replace(ANSWERS, lost=1, deadlines="sound", readers=(verifier(), reader())),
+        {"lost": 2, "crashes": 1},
+        1_000,
+    ),
+    "verifier of a row that an INSERT makes": (
+        replace(
+            FAULTS, answers=True, warm=ABSENT, row_exists=False, caches_missing=True, readers=(verifier(), reader())
+        ),
+        {"writers": (writer(), writer())},
+        1_000,
     ),
     "reader by a unique key, two writers": (
         replace(ANSWERS, writers=(writer(), writer()), readers=(finder(), reader())),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from protocol.programs import TABLE, writer
+from protocol.programs import TABLE, unfenced_writer, verifier, writer
 from protocol.scenario import Scenario
 from protocol.schedules import explore
 
@@ -56,6 +56,13 @@ EXCEPTIONS = {
         Scenario(**SOUND, **RESTORES, unknown=True),
     ),
 }
+
+
+def test_verifier_finds_what_was_written_behind_the_protocol() -> None:
+    """The same comparison that raises no false alarm sees a row that was changed without a fence."""
+    report = explore(Scenario(writers=(unfenced_writer(),), readers=(verifier(),), answers=True, promise="j"), "j")
+    print(report.told("j"))
+    assert report.traces["j"][-1] == "a verifier says that the cache has v0, and the database v1"
 
 
 @pytest.mark.parametrize("name", SINGLE_FAULTS)

@@ -257,6 +257,10 @@ def payload(r: random.Random, target: Target) -> bytes:
             return bytes(changed)
 
 
+NO_VALUES: list[Any] = [5, True, 1.5, "text", [b"V"], {b"V": b"V"}, {b"V"}, RuntimeError("an error")]
+"""What a client makes of what no MGET replies with."""
+
+
 def stored(r: random.Random, body: bytes) -> Any:
     """Return a raw value of Redis with a payload in it, mostly whole."""
     value = FORMAT + b"v" * VERSION + TABLE + PRINT + len(body).to_bytes(4, "big") + body
@@ -269,7 +273,7 @@ def stored(r: random.Random, body: bytes) -> Any:
         case 2:
             return value[: HEAD + 8] + b"\xff\xff\xff\xff" + body
         case 3:
-            return r.choice([None, b"", b"F", b"V", FORMAT, body])  # all that an MGET replies with: bytes, or nothing
+            return r.choice([None, b"", b"F", b"V", FORMAT, body, *NO_VALUES])
     return value
 
 
@@ -277,7 +281,7 @@ def replies(r: random.Random, body: bytes) -> tuple[Any, Any]:
     """Return an effect and the raw reply to it."""
     value = stored(r, body)
     if r.randrange(2):
-        table: Any = SHARD_KEY if r.randrange(20) else r.choice([None, b"T", b"", os.urandom(29)])
+        table: Any = SHARD_KEY if r.randrange(20) else r.choice([None, b"T", b"", os.urandom(29), *NO_VALUES])
         return Lookup(ENTRY, PRINT), [value, table] if r.randrange(30) else r.choice([value, None, [value], []])
     word = r.choice([b"hit"] * 9 + [b"granted", b"elected", b"filling", b"fenced", b"x"])
     reply = [word, SERVER, body if word == b"hit" else value, *[r.choice([TABLE, 5, None])] * r.randrange(3)]
@@ -386,6 +390,17 @@ def with_suppressed(target: Target, body: bytes) -> None:
         target.decode(body)
     except CodecError:
         return
+
+
+@pytest.mark.parametrize("what", NO_VALUES, ids=repr)
+def test_what_is_no_value_is_a_miss(what: Any) -> None:
+    """Whichever of the two keys a look-up's reply has it for, on its own or among others."""
+    value = FORMAT + b"v" * VERSION + TABLE + PRINT + len(b"body").to_bytes(4, "big") + b"body"
+    one, all_ = Lookup(ENTRY, PRINT), [Lookup(ENTRY, PRINT)] * 2
+    for reply in ([value, what], [what, SHARD_KEY], [what, what]):
+        assert _commands.decode(one, [reply]) is None
+        assert _commands.unpack(all_, _commands.pack(all_), [reply]) == [None, None]
+    assert _commands.decode(one, [[value, SHARD_KEY]]) == b"body"
 
 
 # what is meant to hurt, one by one

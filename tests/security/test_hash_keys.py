@@ -211,3 +211,25 @@ def test_wrong_hash_keys(wrong: Any) -> None:
     """True, False or "rollout"."""
     with pytest.raises(ConfigurationError, match="hash_keys"):
         SQLModelCache.configure(hash_keys=wrong)
+
+
+@pytest.mark.parametrize("hash_keys", [False, True])
+def test_errors_repeat_no_primary_key(sqlite: Engine, hash_keys: bool) -> None:
+    """Of a key that is none, is given twice, or cannot be hashed, the text says which types it has; `value` has it."""
+    SQLModelCache.configure(hash_keys=hash_keys)
+    with Session(sqlite) as session:
+        for call in (
+            lambda: SQLModelCache.invalidate(Hero, "sesame"),
+            lambda: SQLModelCache.invalidate(Gadget, ("sesame", "sesame")),
+            lambda: SQLModelCache.get_many(session, Badge, [("sesame", 1)]),
+            lambda: SQLModelCache.get_many(session, Badge, ["sesame", "sesame"]),
+            lambda: SQLModelCache.get_many(session, Badge, [{"wrong": "sesame"}]),
+            lambda: SQLModelCache.get_many(session, Badge, [{"code": ["sesame"]}]),
+        ):
+            with pytest.raises(ConfigurationError) as error:
+                call()
+            assert ("sesame" in str(error.value)) is not hash_keys
+            assert "sesame" in repr(error.value.value)
+            assert error.value.__cause__ is None
+    with pytest.raises(ConfigurationError, match=r"pk=<str, str>: give the primary key" if hash_keys else "sesame"):
+        SQLModelCache.invalidate(Gadget, ("sesame", "sesame"))

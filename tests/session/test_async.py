@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 import redis
 import redis.asyncio
-from conftest import PATIENCE, Log
+from conftest import Log
 from models import Hero, add_hero
+from patient import PATIENCE
 from sqlalchemy import Engine
 from sqlalchemy.ext import asyncio as sa_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from conftest import PATIENCE, Log, Store
+from conftest import Log, Store
 from models import Hero, add_hero, get_hero
+from patient import PATIENCE
 from sqlalchemy import Engine, String, Table, Text, TypeDecorator, event
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine

@@ -286,6 +286,14 @@ def test_a_lane_is_found_once(
     assert len(found) == 1
 
 
+def test_get_one_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `get_one` passes to `get` is known to mean nothing, on this release of SQLAlchemy."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(Session, "get", lambda self, entity, ident, **options: given.append(options) or "hero")
+    Session().get_one(Hero, 1)
+    assert given[0] in _UNASKED
+
+
 async def test_an_async_session_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an AsyncSession adds to a get is known to mean nothing, on this release of SQLAlchemy."""
     given: list[dict[str, Any]] = []

@@ -54,6 +54,19 @@ def test_row_and_table(unseen: tuple[Engine, sqlite3.Connection], store: Store) 
         assert (get_hero(engine, first).name, get_hero(engine, second).name) == names
 
 
+def test_a_default_schema_by_its_name(unseen: tuple[Engine, sqlite3.Connection], store: Store) -> None:
+    """A `schema_translate_map` that spells out the default schema names the same rows as none."""
+    plain, raw = unseen
+    engine = plain.execution_options(schema_translate_map={None: "main"})
+    SQLModelCache.configure(store.transport)
+    pk = add_hero(engine)
+    for name, given in (("a", pk), ("b", None)):
+        get_hero(engine, pk)
+        rename(raw, name)
+        SQLModelCache.invalidate(Hero, given, bind=engine)
+        assert (get_hero(engine, pk).name, get_hero(plain, pk).name) == (name, name)
+
+
 def test_in_a_transaction_it_joins_the_write_set(engine: Engine, cache: Store) -> None:
     """Given a session or a connection in a transaction, the row is invalidated by its commit, and by nothing else."""
     pk = add_hero(engine)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import Log
 from models import Hero
-from sqlalchemy import Engine, text, update
+from sqlalchemy import Engine, event, text, update
 from sqlmodel import Field, Session, SQLModel, col
 
 from sqlmodel_cache import CacheConfig, ConfigurationError, MemoryTransport, SQLModelCache, _reading, _renewal
@@ -183,6 +183,48 @@ def test_row_that_is_gone_is_not_renewed(engine: Engine, clock: Clock, rate: Cal
     for _ in range(3):
         assert rate() is None
     assert left(clock) == pytest.approx(60)
+
+
+@TWO_ENGINES
+def test_hit_stands_where_the_database_cannot_be_reached(
+    engine: Engine, clock: Clock, rate: Callable[[], str | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A row that is about to expire is a hit all the same, the log says why, and the session goes on."""
+    insert(engine)
+    rate()
+    clock.draw = 0.99
+    clock.now += TTL - 0.5
+
+    def refuse(*_: Any) -> None:
+        raise ConnectionRefusedError
+
+    event.listen(engine.pool, "checkout", refuse)
+    with Session(engine) as session:
+        assert session.get_one(Rate, 1).value == "old"
+        assert SQLModelCache.stats().hits == 1
+        assert caplog.messages == ["a row is not renewed: ConnectionRefusedError"]
+        event.remove(engine.pool, "checkout", refuse)
+        session.expunge_all()
+        assert session.get_one(Rate, 1).value == "old"
+    assert SQLModelCache.stats().fills == 2
+
+
+@TWO_ENGINES
+def test_error_of_the_select_that_renews_is_the_callers(
+    engine: Engine, clock: Clock, rate: Callable[[], str | None], sql: Log
+) -> None:
+    """The session's transaction may have failed with it."""
+    insert(engine)
+    rate()
+    clock.draw = 0.99
+    clock.now += TTL - 0.5
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def _fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        rate()
 
 
 @TWO_ENGINES

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import PATIENCE, Log, Store, url_of
+from conftest import Log, Store, url_of
 from models import Hero, add_hero, get_hero
+from patient import PATIENCE
 from sqlalchemy import Engine, Integer, TypeDecorator, event, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import PATIENCE, Log, Store
+from conftest import Log, Store
 from models import Hero, add_hero, get_hero
+from patient import PATIENCE
 from session.members import Recording
 from sqlalchemy import Engine, event, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -306,6 +307,24 @@ def test_select_that_raises_is_its_own_readers_alone(
     assert [each.result() for each in joined] == ["Rusty"] * 3
 
 
+@SYNC
+def test_select_that_raises_makes_nobody_wait(engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever was elected gives that up: the next get, in whatever process, does not wait for its fill."""
+    SQLModelCache.configure(store.transport, fill_wait=LONG)
+    monkeypatch.setattr(_flights._Thread, "pause", None)
+    pk = add_hero(engine)
+    failures = [ZeroDivisionError("from the driver")]
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def _fail(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if failures and "FROM hero" in statement:
+            raise failures.pop()
+
+    with pytest.raises(ZeroDivisionError):
+        name_of(engine, pk)
+    assert name_of(engine, pk) == "Rusty"
+
+
 # an election that ends without a fill
 
 
@@ -458,3 +477,30 @@ async def test_task_that_leads_and_is_cancelled_holds_up_nobody(
         assert await asyncio.gather(*joined) == ["Rusty"] * 3
     with pytest.raises(asyncio.CancelledError):
         await leader
+
+
+@ASYNC
+async def test_task_that_is_cancelled_in_its_select_makes_nobody_wait(
+    engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives up its election, though it does not wait for that: the next get does not wait for its fill."""
+    SQLModelCache.configure(store.transport, fill_wait=LONG)
+    pk = await prepared(engine)
+    selecting = asyncio.Event()
+    original = _sqlalchemy.LoadProbe.load
+
+    def load(probe: Any, *arguments: Any) -> Any:
+        if not selecting.is_set():
+            selecting.set()
+            _sqlalchemy.wait_for(asyncio.Event().wait())
+        return original(probe, *arguments)
+
+    monkeypatch.setattr(_sqlalchemy.LoadProbe, "load", load)
+    monkeypatch.setattr(_flights._Task, "pause", None)
+    elected = asyncio.create_task(name_in_task(engine, pk))
+    async with asyncio.timeout(PATIENCE):
+        await selecting.wait()
+        elected.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await elected
+        assert await name_in_task(engine, pk) == "Rusty"

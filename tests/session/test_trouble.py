@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from conftest import PATIENCE, Store, redis_client  # noqa: F401
+from conftest import Store, redis_client  # noqa: F401
 from models import Gadget, Hero, add_hero, get_hero
+from patient import PATIENCE
 from servers import RedisServer, free_port
 from sqlalchemy import Engine, delete
 from sqlmodel import Session, col

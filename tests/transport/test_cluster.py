@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from servers import RedisCluster, RedisServer
+from servers import RedisCluster, RedisServer, free_cluster_port
 from transport.backends import FENCE_TTL_MS, FINGERPRINT, PAYLOAD, TTL_MS, Sent, id_of
 from transport.topologies import Caller, caller_on, client_of
 from waiting import until
@@ -301,7 +301,7 @@ def test_twins_of_a_cluster_client(cluster: RedisCluster) -> None:
 @pytest.mark.parametrize("kind", ["sync", "asyncio"])
 def test_plain_client_of_a_cluster_gets_an_mget_for_each_slot(kind: str, tmp_path: Path) -> None:
     """A server that refuses keys of several slots in one command is asked slot by slot, from the first refusal on."""
-    server = RedisServer(None, "--cluster-enabled", "yes", folder=str(tmp_path))
+    server = RedisServer(free_cluster_port(), "--cluster-enabled", "yes", folder=str(tmp_path))
     try:
         server.say("CLUSTER", "ADDSLOTS", *range(16384))
         module: Any = redis if kind == "sync" else redis.asyncio

@@ -17,7 +17,8 @@ import pytest
 import redis
 import redis.asyncio
 import servers
-from transport.backends import ENTRY, FENCE_TTL_MS, FINGERPRINT, PAYLOAD, ROW, TTL_MS, id_of
+from proxy import Proxy
+from transport.backends import ENTRY, FENCE_TTL_MS, FINGERPRINT, NEIGHBOUR, PAYLOAD, ROW, TTL_MS, id_of
 
 from sqlmodel_cache import RedisAsyncTransport, RedisSyncTransport, TransportError
 from sqlmodel_cache._effects import Begin, End, Fill, Granted, Keys, Lease, Lookup
@@ -201,3 +202,45 @@ def test_cancelled_call_leaves_no_reply_behind(loop: asyncio.AbstractEventLoop, 
             server.process.send_signal(signal.SIGCONT)
             assert call(Lookup(ENTRY, b"another!")) is None
         assert call(EFFECTS[3]) is None
+
+
+class Interruption(BaseException):
+    """What a signal's handler raises, as KeyboardInterrupt or a task queue's time limit."""
+
+
+@pytest.mark.parametrize("method", ["send_packed_command", "read_response"])
+@pytest.mark.parametrize("when", ["opening", "asking"])
+def test_interrupted_call_leaves_no_reply_to_the_next(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, method: str, when: str
+) -> None:
+    """Interrupted between sending and reading: the next call gets its own reply, and no other row's."""
+    writer = RedisSyncTransport(redis_client, timeout=PATIENT, commit_timeout=PATIENT)
+    rows = {ENTRY: b"row", NEIGHBOUR: b"neighbour"}
+    for entry, payload in rows.items():
+        lease = writer.execute(Lease(entry, FINGERPRINT, id_of("lease")))
+        assert writer.execute(Fill(entry, lease, FINGERPRINT, payload, TTL_MS))
+    proxy = Proxy(redis_client.connection_pool.connection_kwargs["port"])
+    original = getattr(redis.Connection, method)
+    pending: list[Interruption] = []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        if pending and method == "read_response":
+            raise pending.pop()
+        reply = original(*arguments, **options)
+        if pending:
+            raise pending.pop()
+        return reply
+
+    monkeypatch.setattr(redis.Connection, method, interrupted)
+    transport = RedisSyncTransport(redis.Redis(port=proxy.port, protocol=3), timeout=PATIENT, check_server=False)
+    if when == "asking":
+        transport.execute(Lookup(ENTRY, FINGERPRINT))
+    proxy.be("slow")  # the reply has not arrived by the time of the next call
+    pending.append(Interruption())
+    with pytest.raises(Interruption):
+        transport.execute(Lookup(ENTRY, FINGERPRINT))
+    for _ in range(2):
+        for entry, payload in rows.items():
+            assert transport.execute(Lookup(entry, FINGERPRINT)) == payload
+    transport.close()
+    proxy.close()

@@ -6,14 +6,17 @@ commit that has returned is not. No get may hit it.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
+import redis.asyncio
 from models import Hero, add_hero, get_hero
 from sqlalchemy import Engine, update
 from sqlmodel import Session
 from transport.backends import ELSEWHERE, ENTRY, FINGERPRINT, PAYLOAD, ROW, TTL_MS, id_of
-from trouble.places import Place, admin, cached, cut_off, follow, hits, is_there, promote, rename
+from trouble.places import PATIENCE, Place, admin, cached, cut_off, follow, hits, is_there, promote, rename
 
-from sqlmodel_cache import RedisSyncTransport, SQLModelCache, TransportError
+from sqlmodel_cache import RedisAsyncTransport, RedisSyncTransport, SQLModelCache, TransportError
 from sqlmodel_cache._effects import Begin, Fill, Granted, Hit, Keys, Lease, Lookup
 
 BOTH_DRIVERS = pytest.mark.parametrize("engine", ["sqlite", "sqlite+aiosqlite"], indirect=True)
@@ -35,6 +38,26 @@ def test_server_that_restarts_empty_costs_misses(engine: Engine, place: Place) -
     assert not hits(engine, pk, "Rusty")
     rename(engine, pk, "New")
     cached(engine, pk, "New")
+
+
+async def test_server_restored_behind_a_connection_that_was_open(place: Place) -> None:
+    """An asyncio client that has been used before it is given: its connections are not believed more than others."""
+    server = place.server("one")
+    place.leads_to("one")
+    async with redis.asyncio.Redis(unix_socket_path=str(place.folder / "here")) as client:
+        await client.ping()
+        transport = RedisAsyncTransport(client, timeout=PATIENCE, commit_timeout=PATIENCE)
+        lease = await transport.aexecute(LEASE)
+        assert await transport.aexecute(Fill(ENTRY, lease, FINGERPRINT, PAYLOAD, TTL_MS))
+        assert await transport.aexecute(LOOKUP) == PAYLOAD
+        await client.save()
+        await transport.aexecute(Begin(ROW, id_of("token"), 60_000))
+        server.stop()
+        server.start()
+        for _ in range(2):
+            with suppress(TransportError):  # the connection is broken
+                assert await transport.aexecute(LOOKUP) is None
+        await transport.aclose()
 
 
 @BOTH_DRIVERS

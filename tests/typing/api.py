@@ -17,6 +17,7 @@ from sqlmodel_cache import (
     AsyncTransport,
     CacheConfig,
     ConfigurationError,
+    Discrepancy,
     Explanation,
     MemoryTransport,
     NearCache,
@@ -27,8 +28,11 @@ from sqlmodel_cache import (
     SQLModelCache,
     Stats,
     SyncTransport,
+    Verification,
 )
 from sqlmodel_cache.config import Duration
+from sqlmodel_cache.testing import CacheFixture, fresh_cache
+from sqlmodel_cache.transport.faults import Fault, FaultyTransport
 
 
 class Hero(SQLModel, table=True):
@@ -97,6 +101,7 @@ def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis)
     SQLModelCache.configure("redis://localhost:6379", near_cache=NearCache())
     SQLModelCache.configure("redis://localhost:6379", near_cache=NearCache(max_rows=10, max_age=timedelta(seconds=1)))
     SQLModelCache.configure(hash_keys=True)
+    SQLModelCache.configure(verify=0.001)
     SQLModelCache.configure(hash_keys="rollout")
     SQLModelCache.configure(namespace="one")
     SQLModelCache.configure(namespace=lambda session: "tenant")
@@ -123,7 +128,7 @@ def models_declare(ttl: Duration) -> None:
     assert_type(CacheConfig(ttl=timedelta(minutes=10)).ttl, int | float | timedelta | None)
 
 
-async def answers_have_types() -> None:
+async def answers_have_types(engine: sqlalchemy.Engine, session: AsyncSession) -> None:
     """What the other methods return."""
     assert_type(SQLModelCache.get_config(), Settings | None)
     assert_type(SQLModelCache.stats(), Stats)
@@ -133,9 +138,21 @@ async def answers_have_types() -> None:
     assert_type(SQLModelCache.explain(Hero).reason, str | None)
     assert_type(SQLModelCache.explain(Hero, 1, bind=create_engine("sqlite://")), RowExplanation)
     assert_type(SQLModelCache.stats().models["app:Hero"].hit_seconds.quantile(0.99), float)
+    assert_type(SQLModelCache.verify(Hero, engine), Verification)
+    assert_type(await SQLModelCache.averify(Hero, session, sample=100), Verification)
+    assert_type(SQLModelCache.verify(Hero, engine).examples, tuple[Discrepancy, ...])
+    assert_type(SQLModelCache.verify(Hero, engine).bound, float)
     SQLModelCache.reset()
     await SQLModelCache.aclose()
     try:
         CacheConfig(ttl=-1)
     except ConfigurationError as error:
         assert_type(error.argument, str)
+
+
+def tests_have_types(client: redis.Redis) -> None:
+    """A fixture can be annotated, and faults are context managers."""
+    with fresh_cache() as cache, cache.expect(hits=1), cache.faults.fail("lookup", times=1) as fault:
+        assert_type(cache, CacheFixture)
+        assert_type(fault, Fault)
+    SQLModelCache.configure(FaultyTransport(RedisSyncTransport(client)))

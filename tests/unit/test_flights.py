@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -189,14 +190,22 @@ def test_waiting_lets_time_pass(flights: Flights, monkeypatch: pytest.MonkeyPatc
 
 def test_child_process_has_no_flights(flights: Flights) -> None:
     """Who leads them has stayed in the parent: a child that joined would wait for nobody."""
-    lead(flights)
-    flights._lock.acquire()  # a thread that the child does not have held it
-    pid = os.fork()
-    if pid == 0:
-        leads = Passenger(flights).execute(JOIN) == Leads()
-        os._exit(0 if leads else 1)
-    flights._lock.release()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    leader = lead(flights)
+
+    def join() -> bool:
+        return Passenger(flights).execute(JOIN) == Leads()
+
+    def land() -> bool:  # the fork was in the middle of a load
+        leader.land()
+        return join()
+
+    for does in (join, land):
+        with flights._lock:  # a thread that the child does not have holds it
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(LONG_MS // 1000)
+                os._exit(0 if does() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 # tasks

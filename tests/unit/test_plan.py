@@ -173,7 +173,7 @@ def test_plan_that_is_not_run_executes_nothing() -> None:
 
 def test_alphabet_is_complete() -> None:
     """Every effect of the library is one of these: an executor that knows them all has forgotten none."""
-    ours = {effect for effect in Effect.__subclasses__() if effect.__module__.startswith("sqlmodel_cache.")}
+    ours = {effect for effect in Effect.__subclasses__() if effect.__module__.startswith("sqlmodel_cache._")}
     assert {effect.__name__ for effect in ours} == {
         effect.__name__
         for effect in (

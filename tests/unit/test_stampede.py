@@ -161,14 +161,25 @@ def test_leader_lands_also_when_the_cache_is_lost(lost: str) -> None:
     plan.ends(Answer(Source.UNREACHABLE, None, "instance", corrupt=lost == "second lease"))
 
 
-def test_leader_whose_select_raises_ends_there() -> None:
-    """The error is the caller's. Its flight is landed by whoever runs the plan."""
+@pytest.mark.parametrize("reply", [None, LOST], ids=repr)
+def test_leader_whose_select_raises_gives_up_its_election(reply: Any) -> None:
+    """The error is the caller's, whether or not the cache answers. Its flight is landed by whoever runs the plan."""
     plan = leads()
     plan.asks(asking(), ELECTED)
     plan.asks(Depart(), None)
+    plan.asks(Load(), RuntimeError("no such table"))
     with pytest.raises(RuntimeError, match="no such table") as raised:
-        plan.asks(Load(), RuntimeError("no such table"))
+        plan.asks(RESIGN, reply)
     assert raised.value.__context__ is None
+
+
+def test_reader_whose_select_raises_without_an_election_ends_there() -> None:
+    """It has nothing to give up."""
+    plan = leads()
+    plan.asks(asking(), GRANTED)
+    plan.asks(Depart(), None)
+    with pytest.raises(RuntimeError, match="no such table"):
+        plan.asks(Load(), RuntimeError("no such table"))
 
 
 def test_corrupt_row_is_led_and_distrusted() -> None:
@@ -397,7 +408,7 @@ def test_hit_that_is_due_is_read_again_and_stored_with_a_new_ttl(reply: Any, sou
     """Lease that replaces, SELECT, fill that renews; the new row is the answer, whatever becomes of the fill."""
     plan = renewing()
     plan.asks(lease(replace=True), GRANTED)
-    plan.asks(Load(), Loaded("instance", b"new"))
+    plan.asks(Load(spare=True), Loaded("instance", b"new"))
     plan.asks(RENEWED, reply)
     plan.ends(Answer(Source.UNREACHABLE if source == "lost" else source, None, "instance"))
 
@@ -422,7 +433,7 @@ def test_renewal_of_a_row_that_may_not_be_stored_returns_what_it_read(row: str |
     """A row that is gone, or cannot be encoded any more, is not kept alive."""
     plan = renewing()
     plan.asks(lease(replace=True), GRANTED)
-    plan.asks(Load(), Loaded(row, None))
+    plan.asks(Load(spare=True), Loaded(row, None))
     plan.ends(Answer(Source.UNCACHED, None, row))
 
 
@@ -430,7 +441,7 @@ def test_renewal_of_a_row_that_is_gone_stores_its_absence() -> None:
     """For the TTL of an absence."""
     plan = renewing(absent_ttl_ms=5_000)
     plan.asks(lease(replace=True), GRANTED)
-    plan.asks(Load(), Loaded(None, ABSENT))
+    plan.asks(Load(spare=True), Loaded(None, ABSENT))
     plan.asks(Fill(ENTRY, GRANTED, FINGERPRINT, ABSENT, 5_000, renew=True), True)
     plan.ends(Answer(Source.FILLED, None, None))
 
@@ -451,9 +462,17 @@ def test_renewal_neither_waits_nor_elects() -> None:
     plan = read_alone(due=lambda payload: True, wait_ms=WAIT_MS)
     plan.asks(lookup(), b"row")
     plan.asks(lease(replace=True), GRANTED)
-    plan.asks(Load(), Loaded("instance", b"new"))
+    plan.asks(Load(spare=True), Loaded("instance", b"new"))
     plan.asks(RENEWED, True)
     plan.ends(Answer(Source.FILLED, None, "instance"))
+
+
+def test_hit_stands_where_the_database_cannot_be_reached() -> None:
+    """Nothing has happened to the session's transaction."""
+    plan = renewing()
+    plan.asks(lease(replace=True), GRANTED)
+    plan.asks(Load(spare=True), None)
+    plan.ends(HIT)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no such table"), CodecError("the session's")])
@@ -462,7 +481,7 @@ def test_error_of_the_select_that_renews_is_the_callers(error: Exception) -> Non
     plan = renewing()
     plan.asks(lease(replace=True), GRANTED)
     with pytest.raises(type(error)) as raised:
-        plan.asks(Load(), error)
+        plan.asks(Load(spare=True), error)
     assert raised.value.__context__ is None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import PATIENCE
+from patient import PATIENCE
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util.concurrency import greenlet_spawn

@@ -70,7 +70,7 @@ def _source(url: URL, stale: Stale, wake: Wake, options: FollowerOptions) -> Sou
             raise ConfigurationError("outbox", False, "this database has no log that can be followed: outbox=True")
         from ._stream import Stream
 
-        return Stream(_connect(url), _name(url, options), stale, wake, max_slot_bytes=options.get("max_slot_bytes"))
+        return Stream(_conninfo(url), _name(url, options), stale, wake, max_slot_bytes=options.get("max_slot_bytes"))
     from ._outbox import Outbox
 
     if url.get_backend_name() == "sqlite":
@@ -79,10 +79,10 @@ def _source(url: URL, stale: Stale, wake: Wake, options: FollowerOptions) -> Sou
         return Outbox(functools.partial(SqliteOutbox, str(url.database)), _name(url, options), stale, wake)
     from ._outbox_postgresql import PostgresOutbox
 
-    return Outbox(functools.partial(PostgresOutbox, _connect(url)), _name(url, options), stale, wake)
+    return Outbox(functools.partial(PostgresOutbox, _conninfo(url)), _name(url, options), stale, wake)
 
 
-def _connect(url: URL) -> str:
+def _conninfo(url: URL) -> str:
     """Return what libpq calls a connect string."""
     from psycopg.conninfo import make_conninfo
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from .._shapes import CachedTable
 from ..errors import FollowerError
 from ._changes import Batch, Stale, pk_text
-from ._source import Health, Interrupted, Problem, SourceError, Wake
+from ._source import Health, Interrupted, Name, Problem, SourceError, Wake
 
 TABLE = "sqlmodel_cache_outbox"
 POLL_SECONDS = 0.03  # between two looks into an empty table
@@ -60,6 +60,18 @@ class Database(Protocol):
         """Return about how large the outbox is; it is a sign of life, too."""
         ...
 
+    def digests(self, tables: Sequence[CachedTable]) -> dict[Name, str]:
+        """Return a digest of what each table is besides its rows; nothing where that is not known."""
+        ...
+
+    def remembers(self, digests: dict[Name, str]) -> bool:
+        """Return whether these were the last that `remember` was told."""
+        ...
+
+    def remember(self, digests: dict[Name, str]) -> None:
+        """Leave word for the next follower, if this role may."""
+        ...
+
     def cancel(self) -> None:
         """End a statement that waits; from any thread."""
         ...
@@ -88,6 +100,7 @@ class Outbox:
         self._database: Database | None = None
         self._errors: tuple[type[Exception], ...] = (OSError,)
         self._asked = 0.0  # seconds of time.monotonic()
+        self._digests: dict[Name, str] | None = None  # of the tables, when they were last invalidated
         self._health = Health()
 
     def setup_sql(self) -> list[str]:
@@ -124,13 +137,28 @@ class Outbox:
             return self._database.lead(self._name)
 
     def watch(self) -> Batch | None:
-        """Return None: what is not noted is not known. Triggers that are missing are a problem."""
-        if time.monotonic() >= self._asked + ALIVE_SECONDS:
-            self.alive()
-            with self._trouble():
-                missing = self._open().statements(self._stale.cached_tables())
-                self._health = Health(self._health.kept_bytes, (_MISSING,) if missing else ())
-        return None
+        """Return tables that have changed without a row of theirs, or None. Triggers that are missing are a problem."""
+        if self._digests is not None and time.monotonic() < self._asked + ALIVE_SECONDS:
+            return None
+        self.alive()
+        with self._trouble():
+            missing = self._open().statements(self._stale.cached_tables())
+            self._health = Health(self._health.kept_bytes, (_MISSING,) if missing else ())
+            return self._compare(self._open())
+
+    def _compare(self, database: Database) -> Batch | None:
+        digests = database.digests(self._stale.cached_tables())
+        old = self._digests
+        if old is None:
+            old = digests if database.remembers(digests) else {}
+        changed = [name for name in digests.keys() | old.keys() if digests.get(name) != old.get(name)]
+        if not changed:
+            self._digests = digests
+            return None
+        batch = Batch(position=digests)
+        for name in changed:
+            self._stale.table(batch.writes, *name)
+        return batch
 
     def read(self, seconds: float) -> Batch | None:
         """Return what became stale; a note is visible when its change is. None if nothing did in time."""
@@ -156,7 +184,11 @@ class Outbox:
     def confirm(self, batch: Batch) -> None:
         """Delete the notes: they have been invalidated."""
         with self._trouble():
-            self._open().forget(batch.position)
+            if isinstance(batch.position, dict):
+                self._open().remember(batch.position)
+                self._digests = batch.position
+            else:
+                self._open().forget(batch.position)
 
     def alive(self) -> None:
         """Keep the connection, and with it the lead."""
@@ -179,7 +211,7 @@ class Outbox:
         """Let another follower lead."""
         if self._database is not None:
             self._database.close()
-        self._database = None
+        self._database = self._digests = None
 
     def _open(self) -> Database:
         assert self._database is not None  # noqa: S101  lead() has opened it

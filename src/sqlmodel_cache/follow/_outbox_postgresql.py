@@ -5,34 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
 from .._shapes import CachedTable
-from ._catalog import Member, literal, members, quoted
+from ._catalog import Member, digests, literal, members, ready
+from ._connect import connect
 from ._outbox import TABLE, Note, trigger_name
+from ._source import Name, quoted
 
 IDLE_MS = 4000  # after which the server ends the session of a follower that is frozen, and with it its lock
-_SETTINGS: dict[str, Any] = {
-    "connect_timeout": 5,
-    "keepalives_idle": 2,
-    "keepalives_interval": 1,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 5000,
-    "client_encoding": "UTF8",
-    "application_name": "sqlmodel-cache follow",
-}
 
 
 class PostgresOutbox:
-    """One connection. `connect` is a connect string, as libpq reads it."""
+    """One connection. `where` is a connect string, as libpq reads it."""
 
     errors: tuple[type[Exception], ...] = (psycopg.Error,)
 
-    def __init__(self, connect: str) -> None:
-        self._connection = psycopg.connect(make_conninfo(connect, **_SETTINGS), autocommit=True)
+    def __init__(self, where: str) -> None:
+        self._connection = connect(where)
 
     def statements(self, tables: Sequence[CachedTable]) -> list[str]:
         """Return the statements that are still needed, to be run in one transaction."""
@@ -40,14 +31,18 @@ class PostgresOutbox:
         if self._connection.execute("SELECT to_regclass(%s) IS NULL", (TABLE,)).fetchone() == (True,):
             (schema,) = self._connection.execute("SELECT current_schema()::text").fetchone() or (None,)
             wanted += [statement.replace("%SCHEMA%", quoted(str(schema))) for statement in _OUTBOX]
-        query = "SELECT tgname::text FROM pg_trigger WHERE NOT tgisinternal"
-        present = {str(row[0]) for row in self._connection.execute(query).fetchall()}
-        names = {cached.name: cached for cached in reversed(tables)}
-        for member in members(self._connection, "", sorted(names)):
-            for definition in _definitions(member, names[member.root.table]):
+        query = "SELECT tgname::text, bool_and(tgenabled = 'A') FROM pg_trigger WHERE NOT tgisinternal GROUP BY 1"
+        present: dict[str, bool] = dict(self._connection.execute(query).fetchall())
+        by_name: dict[str, list[CachedTable]] = {}  # two classes may name the rows of a table by different columns
+        for cached in tables:
+            by_name.setdefault(cached.name, []).append(cached)
+        for member in members(self._connection, "", sorted(by_name)):
+            for definition in (each for cached in by_name[member.root.table] for each in _definitions(member, cached)):
                 name = trigger_name(definition)
                 if name not in present:
                     wanted.append(f"CREATE TRIGGER {name} {definition}")
+                if not present.get(name):  # switched off, or where session_replication_role is replica
+                    wanted.append(f"ALTER TABLE {member.name} ENABLE ALWAYS TRIGGER {name}")
                     wanted.append(_note(member))
         return list(dict.fromkeys(wanted))
 
@@ -90,6 +85,27 @@ class PostgresOutbox:
             "SELECT coalesce(pg_total_relation_size(to_regclass(%s)), 0)", (TABLE,)
         ).fetchone()
         return 0 if row is None else int(row[0])
+
+    def digests(self, tables: Sequence[CachedTable]) -> dict[Name, str]:
+        """Return a digest of what each table is besides its rows."""
+        return digests(members(self._connection, "", sorted({cached.name for cached in tables})))
+
+    def remembers(self, digests: dict[Name, str]) -> bool:
+        """Return whether these were the last that `remember` was told, and this role may tell it."""
+        query = "SELECT pg_has_role(relowner, 'USAGE'), obj_description(oid, 'pg_class') FROM pg_class WHERE oid = %s"
+        row = self._connection.execute(f"{query}::regclass".encode(), (TABLE,)).fetchone()
+        return row == (True, ready(digests, self._history()))
+
+    def remember(self, digests: dict[Name, str]) -> None:
+        """Leave word in a comment, if this role may: otherwise the next follower begins with everything."""
+        comment = f"COMMENT ON TABLE {TABLE} IS {literal(ready(digests, self._history()))}"
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+            self._connection.execute(comment.encode())
+
+    def _history(self) -> str:
+        """Return the server's timeline: promoted, it may lack commits that its predecessor had."""
+        row = self._connection.execute("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)").fetchone()
+        return "" if row is None else str(row[0])
 
     def cancel(self) -> None:
         """End a statement that waits; from any thread."""

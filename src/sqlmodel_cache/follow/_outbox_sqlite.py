@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from .._shapes import CachedTable
 from ._outbox import TABLE, Note, trigger_name
+from ._source import Name, quoted
 
 BUSY_SECONDS = 5.0  # that a lock of another writer is waited for
 
@@ -81,6 +82,17 @@ class SqliteOutbox:
         query = f"SELECT coalesce(max(id) - min(id) + 1, 0) * 64 FROM {TABLE}"  # noqa: S608
         return int(self._connection.execute(query).fetchone()[0])
 
+    def digests(self, tables: Sequence[CachedTable]) -> dict[Name, str]:
+        """Return nothing: what changes a table without its rows is not known."""
+        return {}
+
+    def remembers(self, digests: dict[Name, str]) -> bool:
+        """Return True."""
+        return True
+
+    def remember(self, digests: dict[Name, str]) -> None:
+        """Do nothing."""
+
     def cancel(self) -> None:
         """End a statement that waits; from any thread."""
         with contextlib.suppress(sqlite3.ProgrammingError):  # it may be closed at this moment
@@ -94,19 +106,14 @@ class SqliteOutbox:
 def _definition(cached: CachedTable, event: str) -> str:
     sides = {"INSERT": ("NEW",), "UPDATE": ("OLD", "NEW"), "DELETE": ("OLD",)}[event]
     notes = " UNION ".join(f"SELECT {_literal(cached.name)}, {_key(cached, side)}" for side in sides)
-    return f"AFTER {event} ON {_quoted(cached.name)} BEGIN INSERT INTO {TABLE} (table_name, pk) {notes}; END"
+    return f"AFTER {event} ON {quoted(cached.name)} BEGIN INSERT INTO {TABLE} (table_name, pk) {notes}; END"
 
 
 def _key(cached: CachedTable, side: str) -> str:
     if not cached.pk_columns:
         return "NULL"
-    parts = ", ".join(f"CAST({side}.{_quoted(column)} AS TEXT)" for column in cached.pk_columns)
+    parts = ", ".join(f"CAST({side}.{quoted(column)} AS TEXT)" for column in cached.pk_columns)
     return f"json_array({parts})"
-
-
-def _quoted(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
 
 
 def _literal(text: str) -> str:

@@ -26,6 +26,16 @@ class Problem(NamedTuple):
     remedy: str
 
 
+class Name(NamedTuple):
+    """A table in its schema."""
+
+    schema: str
+    table: str
+
+    def __str__(self) -> str:
+        return f"{quoted(self.schema)}.{quoted(self.table)}"
+
+
 class Wake:
     """Ends every wait, now and later, from any thread."""
 
@@ -63,6 +73,12 @@ class Health:
     kept_bytes: int = 0
     problems: tuple[Problem, ...] = ()
     started_over: int = 0
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL writes it."""
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 class Source(Protocol):

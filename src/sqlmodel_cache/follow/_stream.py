@@ -8,38 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
 from psycopg import pq
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..errors import FollowerError
 from . import _catalog
-from ._catalog import Member, Name, State
+from ._catalog import State
 from ._changes import Batch, Changes, Stale
+from ._connect import SENDER_TIMEOUT, connect, connect_replication
 from ._pgoutput import DecodeError, Keepalive, decode, status, unframe
-from ._source import Health, Interrupted, SourceError, Wake
+from ._source import Health, Interrupted, SourceError, Wake, quoted
+from ._watch import Watch, parents
 
 BATCH_ROWS = 1000  # after which no more transactions join a batch
-SENDER_TIMEOUT = 3.0  # seconds; a follower that was silent for so long is no longer the one
 ALIVE_SECONDS = 0.5  # between signs of life
 WATCH_SECONDS = 1.0  # between two looks at the catalog
 SILENCE_SECONDS = 10.0  # of the server, after which its connection counts as cut
 VISIBLE_SECONDS = 0.002  # between two looks at whether a commit is visible
 
-_SETTINGS: dict[str, Any] = {
-    "connect_timeout": 5,
-    "keepalives": 1,
-    "keepalives_idle": 2,
-    "keepalives_interval": 1,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 5000,
-    "client_encoding": "UTF8",
-    "application_name": "sqlmodel-cache follow",
-}
+_UNDEFINED_OBJECT = b"42704"
 
 
 class _SlotUnusable(Exception):
@@ -50,7 +41,7 @@ class Stream:
     """Follows one database through the publication and the slot that are named `name`.
 
     Args:
-        connect: the connect string, as libpq reads it.
+        where: the connect string, as libpq reads it.
         name: of the publication and the slot.
         stale: names what is stale.
         wake: ends all waiting.
@@ -59,14 +50,14 @@ class Stream:
 
     def __init__(
         self,
-        connect: str,
+        where: str,
         name: str,
         stale: Stale,
         wake: Wake,
         *,
         max_slot_bytes: int | None = None,
     ) -> None:
-        self._connect = connect
+        self._where = where
         self._name = name
         self._stale = stale
         self._wake = wake
@@ -76,6 +67,7 @@ class Stream:
         self._replication: pq.abc.PGconn | None = None
         self._reset()
         self._health = Health()
+        self._history = ""  # which course of commits the server is on
 
     def _reset(self) -> None:
         self._changes = Changes(self._stale)
@@ -83,19 +75,18 @@ class Stream:
         self._said = 0.0  # seconds of time.monotonic(): when the server was last told so
         self._heard = 0.0  # and when it last said anything
         self._looked = 0.0  # and when the slot was last looked at
-        self._digests: dict[Name, str] | None = None  # of the tables, when they were last invalidated
-        self._settling: dict[Name, int] = {}  # tables that joined, and the transaction that must have ended
+        self._watch = Watch(self._name, self._stale)
 
     # setup
 
     def setup_sql(self) -> list[str]:
         """Return the statements that are still needed before the database can be followed."""
-        with self._trouble(), self._open() as connection:
+        with self._trouble(), connect(self._where) as connection:
             return _catalog.setup_sql(self._look(connection), self._name)
 
     def setup(self) -> None:
         """Run them. Raises FollowerError with what they cannot mend."""
-        with self._trouble(), self._open() as connection:
+        with self._trouble(), connect(self._where) as connection:
             state = self._look(connection)
             problems = list(_catalog.problems(state))
             if problems:
@@ -105,12 +96,12 @@ class Stream:
 
     def teardown_sql(self) -> list[str]:
         """Return the statements that leave nothing behind."""
-        with self._trouble(), self._open() as connection:
+        with self._trouble(), connect(self._where) as connection:
             return _catalog.teardown_sql(self._look(connection), self._name)
 
     def teardown(self) -> None:
         """Run them."""
-        with self._trouble(), self._open() as connection:
+        with self._trouble(), connect(self._where) as connection:
             for statement in _catalog.teardown_sql(self._look(connection), self._name):
                 self._insist(connection, statement)
 
@@ -130,7 +121,7 @@ class Stream:
 
     def check(self) -> None:
         """Raise FollowerError when the database is not prepared, and cannot be followed as it is."""
-        with self._trouble(), self._open() as connection:
+        with self._trouble(), connect(self._where) as connection:
             self._refuse(self._look(connection))
 
     def _refuse(self, state: State) -> None:
@@ -142,11 +133,12 @@ class Stream:
         """Become the one follower, if nobody else is. Raises FollowerError when the database is not prepared."""
         with self._trouble():
             if self._sql is None:
-                self._sql = self._open()
+                self._sql = connect(self._where)
             if self._replication is None:
-                self._replication = self._open_replication()
+                self._replication = connect_replication(self._where)
             if not self._locked():
                 return False
+            self._history = self._identify()
             state = self._look(self._sql)
             self._refuse(state)
             if self._discard or state.slot is None or self._unusable(state.slot):
@@ -158,11 +150,16 @@ class Stream:
         result = self._command(f"SELECT pg_try_advisory_lock({key})")
         return result.get_value(0, 0) == b"t"
 
+    def _identify(self) -> str:
+        """Return the server's identity and timeline: promoted, it may lack commits that its predecessor had."""
+        result = self._command("IDENTIFY_SYSTEM")
+        return " ".join((result.get_value(0, place) or b"").decode() for place in (0, 1))
+
     def _start(self) -> bool:
-        publications = _catalog.literal(_catalog.quoted(self._name))
+        publications = _catalog.literal(quoted(self._name))
         try:
             self._command(
-                f"START_REPLICATION SLOT {_catalog.quoted(self._name)} LOGICAL 0/0 "
+                f"START_REPLICATION SLOT {quoted(self._name)} LOGICAL 0/0 "
                 f"(proto_version '1', publication_names {publications})"
             )
         except SourceError as error:
@@ -194,78 +191,16 @@ class Stream:
     # what no row says
 
     def watch(self) -> Batch | None:
-        """Return tables that changed without a row of theirs, everything if nothing is remembered, or None.
-
-        TRUNCATE of a partition, ALTER TABLE, DETACH and the like are not in the stream, but leave their mark in the
-        catalog. A table that has just been published is stale again and again until the transactions are gone that
-        had written to it before: their changes are never sent.
-        """
+        """Return tables that changed without a row of theirs, everything if nothing is remembered, or None."""
         with self._trouble():
             now = time.monotonic()
-            if self._digests is not None and now < self._looked + WATCH_SECONDS:
+            if self._watch.began and now < self._looked + WATCH_SECONDS:
                 return None
             assert self._sql is not None  # noqa: S101
-            state = self._publish(self._look(self._sql))
+            state = self._watch.publish(self._sql, self._look(self._sql))
             self._note(state, now)
-            self._stale.descend(_parents(state.members))
-            return self._compare(state)
-
-    def _publish(self, state: State) -> State:
-        assert self._sql is not None  # noqa: S101
-        sound = {member.name for member in state.unpublished} - {
-            member.name for member in state.members if not (member.logged and member.identified)
-        }
-        if not sound or state.publication is None or not state.publication.mine:
-            return state
-        for statement in _catalog.publication_sql(state, self._name):
-            self._sql.execute(statement.encode())
-        return self._look(self._sql)
-
-    def _compare(self, state: State) -> Batch | None:
-        digests = state.digests()
-        mine = state.publication is not None and state.publication.mine
-        comment = state.publication.comment if state.publication is not None and mine else None
-        batch = Batch(position=digests)
-        if self._digests is None:
-            changed = set() if comment == _catalog.ready(digests) else set(digests)
-            if comment != _catalog.ready(digests):
-                batch.writes = self._stale.everything()
-        else:
-            old = self._digests
-            changed = {name for name in digests.keys() | old.keys() if digests.get(name) != old.get(name)}
-        oldest, newest = self._transactions()
-        for name in changed | set(self._settling):  # once more, now that they have ended
-            self._stale.table(batch.writes, *name)
-        self._settling = {name: until for name, until in self._settling.items() if oldest < until}
-        if oldest < newest:
-            self._settling.update(dict.fromkeys(changed, newest))
-        comment_is_due = mine and not self._settling and comment != _catalog.ready(digests)
-        if not batch.writes and not comment_is_due:
-            self._digests = digests
-            return None
-        return batch
-
-    def _transactions(self) -> tuple[int, int]:
-        """Return the oldest transaction that runs, and the one that will be the next."""
-        assert self._sql is not None  # noqa: S101
-        row: Any = self._sql.execute("SELECT pg_current_snapshot()::text").fetchone()
-        oldest, newest, _ = row[0].split(":")
-        return int(oldest), int(newest)
-
-    def _remember(self, digests: dict[Name, str]) -> None:
-        """Leave word for the next follower, if this one still leads.
-
-        1 A: invalidates, is frozen   2 B: makes the slot anew, dies   3 A: "ready"   4 C: trusts what B has not done
-        So the server writes it only while it holds A's lock for A.
-        """
-        assert self._sql is not None  # noqa: S101
-        assert self._replication is not None  # noqa: S101
-        self._digests = digests
-        if not self._settling:
-            state = _catalog.look(self._sql, self._name, ())
-            if state.publication is not None and state.publication.mine:
-                comment = _catalog.comment_sql(self._name, _catalog.ready(digests))
-                self._sql.execute(_catalog.while_locked_sql(self._replication.backend_pid, comment).encode())
+            self._stale.descend(parents(state.members))
+            return self._watch.compare(self._sql, state, self._history)
 
     # the stream
 
@@ -291,10 +226,20 @@ class Stream:
             if size == 0:
                 break
             if size < 0:
-                raise SourceError("the server has ended the replication")
+                raise self._ended()
             self._take(bytes(data))
         self._say()
         return not changes.empty and not changes.within
+
+    def _ended(self) -> Exception:
+        """Return why the server has ended the replication."""
+        assert self._replication is not None  # noqa: S101
+        result = self._replication.get_result()
+        why = b"" if result is None else result.error_message
+        if result is not None and result.error_field(pq.DiagnosticField.SQLSTATE) == _UNDEFINED_OBJECT:
+            # There was no publication at some time since the slot was confirmed: nothing behind can be decoded.
+            return _SlotUnusable(why.decode(errors="replace").strip())
+        return SourceError(f"the server has ended the replication: {why.decode(errors='replace').strip()}")
 
     def _take(self, data: bytes) -> None:
         message = unframe(data)
@@ -339,7 +284,9 @@ class Stream:
         """Say that a batch has been invalidated: it will not come again."""
         with self._trouble():
             if isinstance(batch.position, dict):
-                self._remember(batch.position)
+                assert self._sql is not None  # noqa: S101
+                assert self._replication is not None  # noqa: S101
+                self._watch.remember(self._sql, batch.position, self._history, self._replication.backend_pid)
             else:
                 self._confirmed = max(self._confirmed, batch.position)
                 self._say(now=True)
@@ -361,7 +308,7 @@ class Stream:
         self._looked = now
         self._health = Health(
             self._health.kept_bytes,
-            (*_catalog.problems(state), *_catalog.missing(state)),
+            (*_catalog.problems(state), *_catalog.missing(state), *_catalog.blind_spots(state)),
             self._health.started_over,
         )
         self._check(state.slot)
@@ -371,6 +318,8 @@ class Stream:
         self._health = Health(kept, self._health.problems, self._health.started_over)
         if slot is None or self._unusable(slot):
             raise _SlotUnusable
+        if slot.awaited:  # 1 W: COMMIT waits for F   2 F: waits until it is visible   nobody goes on
+            raise SourceError("commits wait for the follower as for a standby")
 
     def _say(self, *, now: bool = False) -> None:
         if now or time.monotonic() >= self._said + ALIVE_SECONDS:
@@ -400,18 +349,6 @@ class Stream:
             self._sql.close()
         self._replication = self._sql = None
         self._reset()
-
-    def _open(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(make_conninfo(self._connect, **_SETTINGS), autocommit=True)
-
-    def _open_replication(self) -> pq.abc.PGconn:
-        given = conninfo_to_dict(self._connect).get("options") or ""
-        options = f"{given} -c wal_sender_timeout={round(SENDER_TIMEOUT * 1000)} -c datestyle=ISO".strip()
-        settings: dict[str, Any] = {**_SETTINGS, "replication": "database", "options": options}
-        connection = pq.PGconn.connect(make_conninfo(self._connect, **settings).encode())
-        if connection.status != pq.ConnStatus.OK:
-            raise SourceError(connection.error_message.decode(errors="replace").strip())
-        return connection
 
     def _command(self, sql: str) -> pq.abc.PGresult:
         assert self._replication is not None  # noqa: S101
@@ -452,12 +389,3 @@ def running_in(snapshot: str, xids: set[int]) -> set[int]:
     newest = int(newest_text)
     running = {int(each) & 0xFFFF_FFFF for each in list_text.split(",") if each}
     return {xid for xid in xids if xid in running or (xid - newest) & 0xFFFF_FFFF < 0x8000_0000}
-
-
-def _parents(members: Sequence[Member]) -> dict[Name, set[Name]]:
-    """Return, for each table whose changes are published under its own name, the cached ones that show its rows."""
-    found: dict[Name, set[Name]] = {}
-    for member in members:
-        if member.name != member.root:
-            found.setdefault(member.name, set()).add(member.root)
-    return found

@@ -25,7 +25,7 @@ from redis.retry import Retry
 from ..errors import ConfigurationError
 from ._cluster import Node, Remap
 from ._masters import AsyncMasterPool, MasterPool
-from ._servers import plain, signing, signing_async
+from ._servers import begin_to_sign, closing, plain, signing, signing_async
 
 # Connection settings that mean the same to redis-py's sync and async connections.
 SHARED_SETTINGS = frozenset(
@@ -110,10 +110,14 @@ _PLAIN_POOLS: tuple[Any, ...] = (redis.asyncio.ConnectionPool, redis.asyncio.Blo
 
 
 def sign(client: Any) -> None:
-    """Let the connections that an async client opens from now on sign their replies to the transport."""
+    """Let an async client's connections sign their replies to the transport, those that are open already, too."""
     pool = client.connection_pool
-    if type(pool) in _PLAIN_POOLS:
-        pool.connection_class = signing_async(plain(pool.connection_class))
+    if type(pool) not in _PLAIN_POOLS:
+        return
+    pool.connection_class = signing_async(plain(pool.connection_class))
+    # A connection object lives as long as its pool, and connects again: its replies would be believed for good.
+    for connection in (*pool._available_connections, *pool._in_use_connections):
+        begin_to_sign(connection)
 
 
 def close_bounded(client: redis.Redis) -> None:
@@ -187,6 +191,8 @@ def _pool(
     module: Any = redis.asyncio if to_async else redis
     kind: Any = module.ConnectionPool if master is None else MasterPool
     made = plain(connection_class)
+    if not to_async:
+        made = closing(made)
     if signs:
         made = signing_async(made) if to_async else signing(made)
     return kind(connection_class=made, **own, **(master or {}))

@@ -111,6 +111,10 @@ class Slots:
             replies += yield from self._redirected(portion)
         return replies
 
+    def owners(self) -> list[Node]:
+        """Return the nodes that own slots, as far as this process knows."""
+        return sorted({node for node in self._owners if node is not None})
+
     def _redirected(self, commands: Sequence[Command]) -> Plan[list[Any]]:
         replies: list[Any] = [None] * len(commands)
         letters = list(self._addressed(commands, replies))
@@ -176,9 +180,13 @@ class Slots:
             [reply] = (yield from perform(Mail({node: [MAP]})))[node]
             _, failure = unsigned(reply)
             if isinstance(failure, list) and failure:
-                self._owners, self._members = self._read(failure, node)
-                self._stale = False
-                return
+                try:
+                    self._owners, self._members = self._read(failure, node)
+                except (ValueError, TypeError) as error:
+                    failure = error
+                else:
+                    self._stale = False
+                    return
             # the next one to look asks others first
             self._members = (*(other for other in self._members if other != node), node)
         if not self._owners:
@@ -188,6 +196,8 @@ class Slots:
         owners: list[Node | None] = [None] * SLOTS
         members = {asked: True}
         for first, last, (host, port, *_), *replicas in reply:
+            if not 0 <= first <= last < SLOTS:  # the list would grow to whatever somebody says
+                raise ValueError(f"slots {first} to {last} are no cluster's")
             owner = self._reached(host, port, asked)
             owners[first : last + 1] = [owner] * (last + 1 - first)
             members[owner] = True

@@ -185,10 +185,12 @@ def found(effect: Lookup, reply: Any) -> bytes | None:
     raise _unexpected(effect, reply)
 
 
-def _payload(value: bytes | None, table: bytes | None, fingerprint: bytes, server: Server) -> bytes | None:
+def _payload(value: object, table: object, fingerprint: bytes, server: Server) -> bytes | None:
+    if type(value) is not bytes or type(table) is not bytes:  # absent, or nothing that an MGET replies with
+        return None
     # A table's key without pending tokens has exactly this length; with tokens it is longer, and the script that knows
     # the server's clock decides. So it does where the key does not name the server that has answered (I9).
-    if value is None or table is None or len(table) != SHARD + VERSION or not table.startswith(server.mark):
+    if len(table) != SHARD + VERSION or not table.startswith(server.mark):
         return None
     if value[:2] != FORMAT or value[2 + VERSION : HEAD] != table[SHARD:]:
         return None

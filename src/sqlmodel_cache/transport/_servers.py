@@ -38,8 +38,12 @@ class Server:
 ANY = Server(b"T")  # whose connections do not sign: every table's version is valid
 
 
-class _Signing:
+class _Own:
     """What a connection's class is extended by."""
+
+
+class _Signing(_Own):
+    """What it is extended by so that it signs its replies."""
 
     server: Server
 
@@ -55,6 +59,22 @@ class _Signing:
         # 1 M is demoted, its connections stay open   2 M has a new name by the time that it is a master again
         if isinstance(error, _NOT_A_MASTER):
             self.server = Server()
+
+
+@functools.cache
+def closing(connection_class: type[Any]) -> type[Any]:
+    """Return a class of connections, sync, that are closed when anything interrupts their opening."""
+
+    class Closing(_Own, connection_class):  # type: ignore[misc]
+        def connect(self, *args: Any, **options: Any) -> None:
+            # 1 R: opens, greets, is interrupted: a signal's handler raises   2 R2: asks, and reads the reply to R
+            try:
+                super().connect(*args, **options)
+            except BaseException:
+                self.disconnect()
+                raise
+
+    return Closing
 
 
 @functools.cache
@@ -97,9 +117,17 @@ def signing_async(connection_class: type[Any]) -> type[Any]:
     return Signing
 
 
+def begin_to_sign(connection: Any) -> None:
+    """Let an asyncio connection that exists sign its replies from now on; which server it speaks to is unknown."""
+    if not isinstance(connection, _Signing):
+        kind: Any = type(connection)
+        connection.__class__ = signing_async(kind)
+        connection.server = Server()
+
+
 def plain(connection_class: Any) -> Any:
-    """Return a class of connections as it was before it was made to sign."""
-    return connection_class.__mro__[2] if issubclass(connection_class, _Signing) else connection_class
+    """Return a class of connections as it was before it was made one of these."""
+    return next(each for each in connection_class.__mro__ if not issubclass(each, _Own))
 
 
 def unsigned(reply: Any) -> tuple[Server, Any]:

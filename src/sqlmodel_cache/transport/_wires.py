@@ -26,7 +26,8 @@ from ._cluster import Mail, Node, Slots
 from ._commands import Command, Words
 
 # What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
-TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError)
+# The last three: a reply that no server gives, in the client's parser or on the way to the node that it names.
+TROUBLE = (RedisError, OSError, TimeoutError, RuntimeError, ValueError, TypeError, OverflowError)
 
 # Before 5.3, redis-py wants the command's name, which it does not use; from then on it warns of it.
 _COMMAND = inspect.signature(redis.ConnectionPool.get_connection).parameters["command_name"]
@@ -43,8 +44,8 @@ class Server:
         self._client: Any = bounded(client, timeout, signs=signs)
 
     def ask(self, effect: Lookup) -> Any:
-        """Return the reply to a look-up, or raise its error: the shortest way there is."""
-        return self._client.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
+        """Return the reply to a look-up, or its error."""
+        return exchange(self._client.connection_pool, (_commands.look_up(effect),))[0]
 
     def send(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies to commands."""
@@ -56,23 +57,43 @@ class Server:
         return replies
 
     def _post(self, lines: Sequence[Words]) -> list[Any]:
-        if len(lines) == 1:
-            try:
-                return [self._client.execute_command(*lines[0], NEVER_DECODE=True)]
-            except ResponseError as error:
-                return [error]
-        replies: list[Any] = []
-        for portion in _commands.portions(lines):
-            with self._client.pipeline(transaction=False) as pipe:
-                for line in portion:
-                    pipe.execute_command(*line, NEVER_DECODE=True)
-                replies += pipe.execute(raise_on_error=False)
-        return replies
+        pool = self._client.connection_pool
+        return [reply for portion in _commands.portions(lines) for reply in exchange(pool, portion)]
+
+    def nodes(self) -> list[Node | None]:
+        """Return the servers that `say` takes: the one that there is."""
+        return [None]
+
+    def say(self, node: Node | None, lines: Sequence[Words]) -> list[Any]:
+        """Return the replies to lines that no slot decides the server of."""
+        return self._post(lines)
 
     def close(self) -> None:
         """Close the connections, unless they are the given client's."""
         if self._client is not self._given:
             close_bounded(self._client)
+
+
+def exchange(pool: Any, lines: Sequence[Words]) -> list[Any]:
+    """Return one server's reply to each line, or its error, of a sync pool; raises what befalls the connection.
+
+    1 R: sends, is interrupted: a signal's handler raises   2 R2: sends on this connection, and reads the reply to R
+    redis-py would give R2 the connection, so it is closed unless all that it owes has been read.
+    """
+    connection = pool.get_connection(*_UNNAMED)
+    replies: list[Any] = []
+    try:
+        connection.send_packed_command(connection.pack_commands(lines))
+        while len(replies) < len(lines):
+            try:
+                replies.append(connection.read_response(disable_decoding=True))
+            except ResponseError as error:
+                replies.append(error)
+    finally:
+        if len(replies) < len(lines):
+            connection.disconnect()
+        pool.release(connection)
+    return replies
 
 
 class Cluster:
@@ -96,6 +117,16 @@ class Cluster:
         """Return the replies to commands."""
         deadline = time.monotonic() + self._timeout
         return run(self._slots.deliver(commands), lambda mail: self._perform(mail.to, deadline))  # type: ignore[attr-defined]
+
+    def nodes(self) -> list[Node | None]:
+        """Return the servers that `say` takes: those that own slots."""
+        self.send([])
+        return [*self._slots.owners()]
+
+    def say(self, node: Node | None, lines: Sequence[Words]) -> list[Any]:
+        """Return the replies to lines that no slot decides the server of."""
+        assert node is not None  # noqa: S101  as `nodes` says
+        return self._perform({node: list(lines)}, time.monotonic() + self._timeout)[node]
 
     def _perform(self, to: dict[Node, list[Words]], deadline: float) -> dict[Node, list[Any]]:
         answers: dict[Node, list[Any]] = {}

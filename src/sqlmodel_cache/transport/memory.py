@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, ClassVar
 
 from .._effects import (
@@ -33,6 +34,7 @@ from .._effects import (
 )
 from .._plan import Effect
 from ..errors import ConfigurationError, TransportError
+from ._sampling import Held, Sample
 
 LEASE_MS = 60_000
 VERSION_BYTES = 12
@@ -127,6 +129,19 @@ class MemoryTransport:
         with self._lock:
             now = self._clock() * 1000
             return [key for key, held in self._rows.items() if type(held) is _Value and held.expires > now]
+
+    def sample(self, most: int) -> Sample:
+        """Return what is known of the most recently used keys of rows, at most so many."""
+        with self._lock:
+            now = self._clock()
+            keys = list(islice(reversed(self._rows), most))  # in one step: look-ups move keys without the lock
+            held = []
+            for place, key in enumerate(keys):
+                entry = self._rows.get(key)
+                if type(entry) is _Value and entry.expires > now * 1000:
+                    size = sum(map(len, entry.payloads.values()))
+                    held.append(Held(key, size, entry.expires / 1000 - now, -float(place)))
+            return Sample(held, len(keys) == len(self._rows), "order")
 
     def ttl(self, key: str) -> float | None:
         """Return the seconds that a row's value has left, or None if there is no value."""

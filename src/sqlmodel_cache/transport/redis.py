@@ -20,13 +20,14 @@ import redis.cluster
 from redis.exceptions import ClusterCrossSlotError, RedisError
 
 from .._effects import Begin, End, Fill, Lease, Lookup, Resign, Together
-from .._plan import Effect
+from .._plan import Effect, run
 from ..config import COMMIT_TIMEOUT, TIMEOUT, Duration, flag, milliseconds
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, TransportError
 from . import _clients, _commands
 from ._batches import Batches
 from ._clients import Members
 from ._cluster import Slots
+from ._sampling import Sample, sample, together
 from ._wires import TROUBLE, AsyncCluster, AsyncServer, Cluster, Server
 
 SyncClient: TypeAlias = redis.Redis | redis.cluster.RedisCluster
@@ -141,12 +142,12 @@ class RedisSyncTransport:
             raise _commands.failed(effect, error) from error
 
     def ttl(self, key: str) -> float | None:
-        """Return the seconds that a key has left, or None if there is none, or Redis does not say."""
+        """Return the seconds that a key has left, asked through the given client; None if it does not tell."""
         try:
             left: Any = self.client.pttl(_commands.key_bytes(key))
         except TROUBLE:
             return None
-        return left / 1000 if left >= 0 else None
+        return left / 1000 if isinstance(left, int) and left >= 0 else None
 
     def _together(self, wire: Server | Cluster, effects: Sequence[Effect[Any]]) -> list[Any]:
         parcel = _commands.pack(effects, by_slot=self._by_slot)
@@ -155,6 +156,19 @@ class RedisSyncTransport:
             self._by_slot = True
             return self._together(wire, effects)
         return _commands.unpack(effects, parcel, replies)
+
+    def sample(self, prefix: str, most: int) -> Sample:
+        """Return what is known of some keys with a prefix, at most about so many; raises TransportError.
+
+        It takes a few round trips of at most `commit_timeout` each, and touches no key's place in an eviction.
+        """
+        wire = self._commits
+        try:
+            nodes = wire.nodes()
+            share = -(-most // len(nodes))
+            return together([run(sample(prefix, share), lambda say: wire.say(node, say.lines)) for node in nodes])  # type: ignore[attr-defined]  # noqa: B023
+        except TROUBLE as error:
+            raise TransportError(f"sample: {type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         """Close the connections that the transport opened; the given client stays open."""

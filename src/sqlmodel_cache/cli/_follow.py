@@ -1,4 +1,4 @@
-"""The command line. It parses, calls the library and prints; it decides nothing. Needs the extra `cli`."""
+"""`sqlmodel-cache follow`: invalidates what any program changes in a database."""
 
 from __future__ import annotations
 
@@ -10,23 +10,13 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
-from .configure import SQLModelCache
-from .errors import CacheError
+from ..configure import SQLModelCache
+from ._app import app, err, out
 
 if TYPE_CHECKING:
-    from .follow import Follower
-
-app = typer.Typer(help="The second-level cache of SQLModel.", no_args_is_help=True, pretty_exceptions_enable=False)
-out = Console(soft_wrap=True, highlight=False)
-err = Console(soft_wrap=True, highlight=False, stderr=True)
-
-
-@app.callback()
-def _commands() -> None:
-    """Keep `follow` a command of its own, while it is the only one."""
+    from ..follow import Follower
 
 
 @app.command()
@@ -88,18 +78,3 @@ async def _until_told(follower: Follower) -> None:
         await running
     except asyncio.CancelledError:
         err.print(f"stopped: {follower.stats}", markup=False)
-
-
-def main() -> None:
-    """Run a command; an error of the library is a message and exit code 1."""
-    try:
-        app()
-    except CacheError as error:
-        problems = getattr(error, "problems", ()) or [(str(error), "")]
-        for what, remedy in problems:
-            err.print(f"{what}\n    {remedy}".rstrip(), markup=False)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
