@@ -64,9 +64,9 @@ class Example:
         return [answer.status_code, body and body.get("name"), stats["misses"], stats["hits"]]
 
     def stop(self) -> str:
-        """Stop it as Ctrl-C does, and return what it has said of trouble."""
+        """Stop it, as Ctrl-C or as a supervisor does, and return what it has said of trouble."""
         self.http.close()
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGTERM if "break Redis" in self.told else signal.SIGINT)
         _, errors = self.process.communicate(timeout=60)
         assert self.process.returncode in (0, 1, -signal.SIGINT)
         return errors
