@@ -147,6 +147,7 @@ def test_issue_form_for_a_stale_row_asks_for_every_exception() -> None:
         "name rows otherwise": "different key_prefix, namespace",
         "somebody who writes to Redis": "somebody else writes to this Redis",
         "a writer outside the library": "Who wrote the row?",
+        "the database itself loses commits": "a standby of the database that was promoted",
         "`MemoryTransport` in several processes": "MemoryTransport in more than one process",
         "two servers take themselves for the master": "two Redis servers that take themselves for the master",
         "Redis loses a fence": "Redis evicted or lost keys",

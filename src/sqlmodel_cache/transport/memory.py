@@ -128,7 +128,8 @@ class MemoryTransport:
         """Return the keys of the rows that hold a value now."""
         with self._lock:
             now = self._clock() * 1000
-            return [key for key, held in self._rows.items() if type(held) is _Value and held.expires > now]
+            rows = list(self._rows.items())  # at once: a look-up moves its row, and takes no lock
+            return [key for key, held in rows if type(held) is _Value and held.expires > now]
 
     def sample(self, most: int) -> Sample:
         """Return what is known of the most recently used keys of rows, at most so many."""
