@@ -21,7 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from .._effects import Lookup
 from .._plan import arun, run
 from . import _commands
-from ._clients import Members, bounded, close_bounded, sign
+from ._clients import Members, bounded, close_bounded, know_errors, sign
 from ._cluster import Mail, Node, Slots
 from ._commands import Command, Words
 from ._servers import signed
@@ -209,6 +209,7 @@ class AsyncServer:
     def __init__(self, client: Any, *, given: bool, signs: bool) -> None:
         self._client = client
         self._given = given
+        know_errors(client)
         self._signs = signs and sign(client)
 
     async def ask(self, effect: Lookup, timeout: float) -> Any:
