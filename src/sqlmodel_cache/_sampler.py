@@ -1,13 +1,14 @@
-"""Has a share of the hits verified, once they are answered: in a thread, or in an async engine's event loop.
+"""Has a share of the hits verified, in a thread, once they are answered.
 
 It must not be noticed. A hit is dropped, not queued, where there are some already; where its engine has no idle
-connection to lend; and where sessions share one connection, because a SELECT on that is in their transaction. Nothing
-that fails here reaches anybody. The thread lives while there is work, so that there is none to end after a fork.
+connection to lend; and where sessions share one connection, because a SELECT on that is in their transaction. So are
+those of asyncio engines: a thread has no use for their connections, and a task that is cancelled in the middle of a
+SELECT may keep its loop from ending. Nothing that fails here reaches anybody. The thread lives while there is work, so
+that there is none to end after a fork.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
@@ -33,7 +34,6 @@ from ._writeset import TableRef, shares_transactions
 log = logging.getLogger("sqlmodel_cache")
 
 WAITING = 16  # hits that wait for the thread; more are dropped
-AT_ONCE = 1  # in an event loop
 QUIET = 60.0  # seconds between two warnings of one table
 PATIENCE = 1.0  # seconds that `settle` waits for the row that is being looked at
 
@@ -79,7 +79,6 @@ class Sampler:
         self._lock = threading.Lock()  # guards what follows
         self._waiting: deque[Sample] = deque()
         self._thread: threading.Thread | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._warned: dict[TableRef, float] = {}  # when, in seconds of time.monotonic()
 
     def draws(self) -> bool:
@@ -104,9 +103,7 @@ class Sampler:
         if self._pid != os.getpid():
             self._begin()
         with self._lock:
-            if engine.dialect.is_async:
-                self._spawn(sample)
-            elif len(self._waiting) < WAITING:
+            if len(self._waiting) < WAITING:
                 self._waiting.append(sample)
                 self._wake()
 
@@ -117,12 +114,6 @@ class Sampler:
                 thread.start()
                 self._thread = thread
 
-    def _spawn(self, sample: Sample) -> None:
-        if len(self._tasks) < AT_ONCE:
-            task = asyncio.get_running_loop().create_task(self._acheck(sample))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
     def _work(self) -> None:
         while True:
             # 1 T: nothing waits   2 a hit is offered, finds a thread   3 T: ends   4 nobody looks. So under the lock:
@@ -132,9 +123,6 @@ class Sampler:
                     return
                 sample = self._waiting.popleft()
             self._check(sample)
-
-    async def _acheck(self, sample: Sample) -> None:
-        await _sqlalchemy.in_new_greenlet(self._check, sample)
 
     def _check(self, sample: Sample) -> None:
         try:
@@ -170,10 +158,7 @@ class Sampler:
         """Drop what waits, and let the thread come to its end, for so many seconds at most."""
         with self._lock:
             self._waiting.clear()
-            thread, tasks = self._thread, list(self._tasks)
-        for task in tasks:
-            with suppress(RuntimeError):  # its loop has ended
-                task.get_loop().call_soon_threadsafe(task.cancel)
+            thread = self._thread
         if thread is not None and patience:
             thread.join(patience)
 
@@ -186,6 +171,8 @@ class Sampler:
 def _lends(engine: Engine) -> bool:
     """Return whether an engine has a connection to spare, on which a SELECT is in nobody's transaction."""
     pool = engine.pool
+    if engine.dialect.is_async:
+        return False
     if isinstance(pool, QueuePool):
         return pool.checkedout() < max(pool.size(), 1)
     return not shares_transactions(pool)

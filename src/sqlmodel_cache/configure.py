@@ -111,7 +111,8 @@ class SQLModelCache:
                 was made with a time-out of its own keeps it.
             commit_timeout: seconds that one attempt to invalidate may take, before and after a COMMIT; as above.
             verify: the share of gets' hits that are compared with the database after they have been answered: 0.001
-                is one in a thousand. A row that differs is logged, counted and invalidated.
+                is one in a thousand. A row that differs is logged, counted and invalidated. Hits
+                of asyncio engines are left out: `averify` compares their rows.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
