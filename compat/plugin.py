@@ -60,7 +60,9 @@ class EveryClassCached:
         """Report to the controller of pytest-xdist, or to `compat.outcomes` in this process."""
         from sqlmodel_cache import SQLModelCache
 
-        self.counts.update(dataclasses.asdict(SQLModelCache.stats()))
+        stats = SQLModelCache.stats()
+        numbers = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats)}
+        self.counts.update({name: number for name, number in numbers.items() if isinstance(number, int)})
         outcomes = session.config.pluginmanager.get_plugin("compat-outcomes")
         if outcomes is not None:
             outcomes.counts.update(self.counts)

@@ -50,7 +50,14 @@ LAYERS: dict[str, set[str]] = {
     "transport._cluster": {"_keys", "_plan", "transport._commands", "transport._servers"},
     "transport._masters": set(),
     "transport._clients": {"errors", "transport._cluster", "transport._masters", "transport._servers"},
-    "transport._wires": {"_effects", "_plan", "transport._clients", "transport._cluster", "transport._commands"},
+    "transport._wires": {
+        "_effects",
+        "_plan",
+        "transport._clients",
+        "transport._cluster",
+        "transport._commands",
+        "transport._servers",
+    },
     "transport.redis": {
         "_effects",
         "_plan",

@@ -183,8 +183,9 @@ class Driver:
     def post(self, effect: Effect[Any]) -> None:
         """Have an effect performed that nobody waits for, in the event loop of a caller that is being cancelled."""
         if self._serves_all:
-            self.execute(effect)
-        elif self.async_transport is not None and not self.breaker.is_open:
+            with contextlib.suppress(TransportError):
+                self.execute(effect)
+        elif self.async_transport is not None and _sqlalchemy.in_greenlet() and not self.breaker.is_open:
             task = asyncio.get_running_loop().create_task(_performed(self.async_transport, effect), context=Context())
             self._posted.add(task)  # the loop itself refers to its tasks weakly
             task.add_done_callback(self._posted.discard)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import _keys
 from ._effects import Keys
@@ -26,8 +27,7 @@ class Touched:
     whole: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """One invalidation, after it has been sent, or is owed."""
 
     number: int

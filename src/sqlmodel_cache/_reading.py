@@ -128,7 +128,10 @@ class Reader:
             return self._hit(session, lane, key, payload, found, began, path)
         if failed is NotAsked:  # during an outage every get comes here: it has no plan, and nothing to tell
             row = load()
-            entity.counters.miss(perf_counter() - began, "breaker")
+            seconds = perf_counter() - began
+            entity.counters.miss(seconds, "breaker")
+            if tracing.active:
+                self.traced(entity, pk, "miss", "breaker", seconds)
             return row
         request = Request(session, lane, key, pk, self.reading(lane), path, began)
         return self._miss(request, lookup, load, payload, failed, perf_counter() - asked)

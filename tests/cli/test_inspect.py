@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 from cli.commands import Done, get, rows_in, run, sqlite
-from conftest import url_of
 from models import Badge, Gadget, Hero
 from servers import RedisCluster, RedisServer
+from sqlalchemy import make_url
 from sqlmodel import Session, SQLModel, create_engine
 from transport.topologies import client_of, close
 
@@ -170,18 +169,22 @@ def test_a_key_of_several_columns(redis_url: str, redis_client: redis.Redis, dat
     assert (done.code, done.json["columns"]["label"]) == (0, "x")
 
 
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+asyncpg"])
 def test_postgresql_by_the_applications_driver(
-    redis_url: str, redis_client: redis.Redis, postgres_url: str, request: Any
+    redis_url: str, redis_client: redis.Redis, postgres_url: str, driver: str
 ) -> None:
-    """What asyncpg has filled is found by asyncpg."""
-    plain = create_engine(url_of("postgresql", Path(), request))
+    """What a driver has warmed is found by it; a condition may have casts and percent signs."""
+    database = make_url(postgres_url)
+    plain = create_engine(database.set(drivername="postgresql+psycopg"))
     SQLModel.metadata.drop_all(plain)
     SQLModel.metadata.create_all(plain)
     with Session(plain) as session:
-        session.add(Hero(id=1, name="Rusty"))
+        session.add_all([Hero(id=1, name="Rusty"), Hero(id=2, name="12:30")])
         session.commit()
-    url = url_of("postgresql+asyncpg", Path(), request).render_as_string(hide_password=False)
-    assert run("warm", "models:Hero", "--database", url, REDIS_URL=redis_url).code == 0
+    url = database.set(drivername=driver).render_as_string(hide_password=False)
+    where = "name::text LIKE 'Ru%' OR name = '12:30'"
+    warmed = run("warm", "models:Hero", "--database", url, "--where", where, "--json", REDIS_URL=redis_url)
+    assert (warmed.code, warmed.json["stored"]) == (0, 2)
     done = look(redis_url, url)
     assert (done.code, done.json["columns"]["name"]) == (0, "Rusty")
     SQLModel.metadata.drop_all(plain)

@@ -29,6 +29,7 @@ if isinstance(globals().get("engine"), sqlalchemy.Engine):
 
 SERVE = """
 import asyncio, httpx
+from sqlmodel_cache import SQLModelCache
 
 async def drive():
     async with app.router.lifespan_context(app):
@@ -94,7 +95,7 @@ def test_section_prints_what_it_says(title: str, tmp_path: Path, redis_url: str,
     if "\ndef test_" in source:
         assert f"{source.count(f'{chr(10)}def test_')} passed" in run(source, tmp_path)
         return
-    if "FastAPI(" in source:
+    if "/heroes/{hero_id}" in source:
         source, printed = source + SERVE, printed + SERVED
     else:
         assert printed, "a program that prints nothing shows nothing"

@@ -227,6 +227,19 @@ def writer(
     return program
 
 
+def keeper(keys: Keys = ROW, attempts: int = 2) -> Program:
+    """Return what a process does, after an outage, that owes keys since before the scenario began."""
+
+    def program(process: Process) -> Plan[bool]:
+        process.debts.owe(keys)
+        for _ in range(attempts):
+            if (yield from _protocol.settle(keys, process.debts, fence_ttl_ms=FENCE_TTL_MS, new_id=process.new_id)):
+                return True
+        return False
+
+    return program
+
+
 def own_load(process: Process) -> Plan[None]:
     """A transaction's read of a row that it wrote, as the session does it: the cache is not asked."""
     yield from perform(Load())

@@ -349,7 +349,8 @@ class Explorer:
                 continue
             for token in live:
                 owner = self._procs[state.procs[int(token[1:2]) - 1]]
-                if scenario.deadlines == "any" or owner.txn in OVER:
+                has_none = owner.txn == "" and owner.status != "on"  # as a keeper, which has told of an old one
+                if scenario.deadlines == "any" or owner.txn in OVER or has_none:
                     new = cells._replace(**{"row" if at == 0 else "table": lapsed(cell, token)})
                     yield f"the deadline of {token.decode().strip('.')} passes on {label}", state._replace(cells=new)
         if elected(cells.row):

@@ -15,6 +15,7 @@ from protocol.programs import (
     OTHER_RELEASE,
     TABLE,
     finder,
+    keeper,
     own_load,
     reader,
     reader_of_many,
@@ -66,6 +67,9 @@ GUARDS = {
         "b",
         {"transport": mutants.BeginForgetsOthers},
         {"writers": (writer(TABLE), writer(TABLE, touches=False))},
+    ),
+    "what a keeper delivers leaves the tokens of others [C5]": Guard(
+        "b", {"transport": mutants.BeginForgetsOthers}, {"writers": (writer(), keeper()), "deadlines": "sound"}
     ),
     "a token has a deadline [d]": Guard("d", {"transport": mutants.NoDeadline}, {"crashes": 1, "deadlines": "sound"}),
     "the deadline outlives COMMIT [H2]": Guard("b", {"deadlines": "any"}, intact={"deadlines": "sound"}),

@@ -15,6 +15,7 @@ from protocol.programs import (
     TABLE,
     Keys,
     finder,
+    keeper,
     own_load,
     reader,
     reader_of_many,
@@ -201,6 +202,16 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, object], int]] = {
         ),
         {"writers": (writer(), writer())},
         1_000,
+    ),
+    "keeper that delivers what it owes around a commit of the row, every fault": (
+        replace(FAULTS, writers=(writer(), keeper())),
+        {"lost": 2, "readers": TWO_READERS},
+        4_000,
+    ),
+    "keeper that delivers a table around a commit of the row, lost replies": (
+        replace(QUIET, writers=(writer(), keeper(BOTH)), lost=1, deadlines="sound"),
+        {"lost": 2, "crashes": 1, "unknown": True},
+        10_000,
     ),
     "reader by a unique key, two writers": (
         replace(ANSWERS, writers=(writer(), writer()), readers=(finder(), reader())),

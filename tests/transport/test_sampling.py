@@ -147,3 +147,14 @@ def test_cluster_is_sampled_on_each_of_its_primaries(cluster: servers.RedisClust
         transport.close()
     finally:
         client.close()
+
+
+def test_keys_that_go_away_meanwhile_are_left_out() -> None:
+    """Expired or evicted between the SCAN and the question: Redis knows nothing of them."""
+    plan = sample("p:{", 500)
+    next(plan)
+    plan.send([(b"0", [b"a", b"b"])])
+    plan.send([5, None])
+    with pytest.raises(StopIteration) as done:
+        plan.send([None, -2, None, 100, -1, 5])
+    assert done.value.value.held == [Held("b", 100, None, 5.0)]

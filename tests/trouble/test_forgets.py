@@ -17,7 +17,8 @@ from transport.backends import ELSEWHERE, ENTRY, FINGERPRINT, PAYLOAD, ROW, TTL_
 from trouble.places import PATIENCE, Place, admin, cached, cut_off, follow, hits, is_there, promote, rename
 
 from sqlmodel_cache import RedisAsyncTransport, RedisSyncTransport, SQLModelCache, TransportError
-from sqlmodel_cache._effects import Begin, Fill, Granted, Hit, Keys, Lease, Lookup
+from sqlmodel_cache._effects import Begin, Fill, Granted, Hit, Keys, Lease, Lookup, Together
+from sqlmodel_cache.transport import _clients
 
 BOTH_DRIVERS = pytest.mark.parametrize("engine", ["sqlite", "sqlite+aiosqlite"], indirect=True)
 ONE_DRIVER = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
@@ -40,8 +41,16 @@ def test_server_that_restarts_empty_costs_misses(engine: Engine, place: Place) -
     cached(engine, pk, "New")
 
 
-async def test_server_restored_behind_a_connection_that_was_open(place: Place) -> None:
-    """An asyncio client that has been used before it is given: its connections are not believed more than others."""
+@pytest.mark.parametrize("signs", [True, False])
+async def test_server_restored_behind_a_connection_that_was_open(
+    place: Place, monkeypatch: pytest.MonkeyPatch, signs: bool
+) -> None:
+    """An asyncio client that has been used before it is given: its connections are not believed more than others.
+
+    One that cannot be made to sign its replies is never hit.
+    """
+    if not signs:
+        monkeypatch.setattr(_clients, "begin_to_sign", lambda connection: None)
     server = place.server("one")
     place.leads_to("one")
     async with redis.asyncio.Redis(unix_socket_path=str(place.folder / "here")) as client:
@@ -49,7 +58,8 @@ async def test_server_restored_behind_a_connection_that_was_open(place: Place) -
         transport = RedisAsyncTransport(client, timeout=PATIENCE, commit_timeout=PATIENCE)
         lease = await transport.aexecute(LEASE)
         assert await transport.aexecute(Fill(ENTRY, lease, FINGERPRINT, PAYLOAD, TTL_MS))
-        assert await transport.aexecute(LOOKUP) == PAYLOAD
+        assert await transport.aexecute(LOOKUP) == (PAYLOAD if signs else None)
+        assert await transport.aexecute(LEASE) == Hit(PAYLOAD)
         await client.save()
         await transport.aexecute(Begin(ROW, id_of("token"), 60_000))
         server.stop()
@@ -57,6 +67,8 @@ async def test_server_restored_behind_a_connection_that_was_open(place: Place) -
         for _ in range(2):
             with suppress(TransportError):  # the connection is broken
                 assert await transport.aexecute(LOOKUP) is None
+                looked_up = await transport.aexecute(Together((LOOKUP, LOOKUP)))
+                assert looked_up == (None, None)
         await transport.aclose()
 
 

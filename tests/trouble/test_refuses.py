@@ -141,7 +141,7 @@ STATES = {
     "NOPERM, MGET": State(lambda place, server: acl("-mget", server), False, "permission|NoPermission"),
     "NOPERM, keys": State(lambda place, server: acl("resetkeys", server), False, "permission|NoPermission"),
 }
-CREDENTIALS = {"WRONGPASS": {"password": "wrong"}} | {
+CREDENTIALS = {"WRONGPASS": {"username": "default", "password": "wrong"}} | {
     name: {"username": "app", "password": "secret"} for name in STATES if "NOPERM" in name
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import assert_type
 
@@ -9,6 +11,7 @@ import redis
 import redis.asyncio
 import sqlalchemy.ext.asyncio
 import sqlalchemy.orm
+from fastapi import FastAPI
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlmodel import Field, Session, SQLModel, create_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -31,6 +34,8 @@ from sqlmodel_cache import (
     Verification,
 )
 from sqlmodel_cache.config import Duration
+from sqlmodel_cache.contrib.dashboard import cache_dashboard
+from sqlmodel_cache.contrib.fastapi import cache_lifespan
 from sqlmodel_cache.testing import CacheFixture, fresh_cache
 from sqlmodel_cache.transport.faults import Fault, FaultyTransport
 
@@ -105,6 +110,22 @@ def configure_takes(sync_client: redis.Redis, async_client: redis.asyncio.Redis)
     SQLModelCache.configure(hash_keys="rollout")
     SQLModelCache.configure(namespace="one")
     SQLModelCache.configure(namespace=lambda session: "tenant")
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, int]]:
+    """An application's own."""
+    yield {"answer": 42}
+
+
+def applications_take_the_cache() -> None:
+    """A lifespan around the own one or alone, with the options of `configure()`; a dashboard to mount."""
+    FastAPI(lifespan=cache_lifespan(lifespan, transport="redis://localhost:6379", default_ttl=timedelta(minutes=5)))
+    FastAPI(lifespan=cache_lifespan(lifespan, MemoryTransport()))
+    FastAPI(lifespan=cache_lifespan(transport=MemoryTransport(), on_unreachable="refuse"))
+    app = FastAPI(lifespan=cache_lifespan())
+    app.mount("/cache", cache_dashboard())
+    app.mount("/admin/cache", cache_dashboard(actions=True, title="Heroes"))
 
 
 def transports_have_kinds(sync_client: redis.Redis, async_client: redis.asyncio.Redis) -> None:

@@ -35,6 +35,8 @@ SHARED_SETTINGS = frozenset(
     ssl_min_version ssl_ciphers ssl_include_verify_flags ssl_exclude_verify_flags""".split()  # noqa: SIM905
 )
 
+_OF_ONE_SERVER = frozenset({"host", "port", "db", "path"})
+
 TWINS: tuple[tuple[type, type], ...] = (
     (redis.SSLConnection, redis.asyncio.SSLConnection),
     (redis.UnixDomainSocketConnection, redis.asyncio.UnixDomainSocketConnection),
@@ -42,6 +44,9 @@ TWINS: tuple[tuple[type, type], ...] = (
     (redis.sentinel.SentinelManagedConnection, redis.asyncio.sentinel.SentinelManagedConnection),
     (redis.sentinel.SentinelManagedSSLConnection, redis.asyncio.sentinel.SentinelManagedSSLConnection),
 )
+
+# Before 6.0, redis-py knows the errors of a cluster in its clusters' connections only, by their parser.
+_PARSER, _ASYNC_PARSER = (getattr(module, "ClusterParser", None) for module in (redis.cluster, redis.asyncio.cluster))
 
 _SENTINEL_POOLS = (redis.sentinel.SentinelConnectionPool, redis.asyncio.sentinel.SentinelConnectionPool)
 _CLUSTERS = (redis.cluster.RedisCluster, redis.asyncio.cluster.RedisCluster)
@@ -66,8 +71,7 @@ class Members:
         to_async = isinstance(client, redis.asyncio.cluster.RedisCluster)
         plain, tls = (pair[to_async] for pair in (TWINS[2], TWINS[0]))
         kind = settings.get("connection_class", tls if settings.get("ssl") else plain)
-        shared = {name: value for name, value in settings.items() if name in SHARED_SETTINGS and value is not None}
-        shared = {name: value for name, value in shared.items() if name not in ("host", "port", "db", "path")}
+        shared = {name: value for name, value in _shared(settings).items() if name not in _OF_ONE_SERVER}
         seeds = tuple((str(node.host), int(node.port)) for node in manager.startup_nodes.values())
         return cls(seeds, kind, shared, manager.address_remap)
 
@@ -79,6 +83,15 @@ class Members:
         """Return a pool of connections to a node, of the kind of the connection class."""
         host, port = node
         return _pool(self.connection_class, {**self.settings, "host": host, "port": port}, timeout, signs=signs)
+
+
+def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that both kinds of connections share, and that say something: an old release knows fewer."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name in SHARED_SETTINGS and (value is not None or name == "ssl_cert_reqs")  # whose None is not its default
+    }
 
 
 def is_cluster(client: object) -> bool:
@@ -109,15 +122,24 @@ def bounded(client: redis.Redis, timeout: float, *, signs: bool = False) -> redi
 _PLAIN_POOLS: tuple[Any, ...] = (redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool, AsyncMasterPool)
 
 
-def sign(client: Any) -> None:
-    """Let an async client's connections sign their replies to the transport, those that are open already, too."""
+def know_errors(client: Any) -> None:
+    """Let an async client's connections know a cluster's errors by their classes, from now on."""
+    pool = client.connection_pool
+    if _ASYNC_PARSER is not None and type(pool) in _PLAIN_POOLS:
+        pool.connection_kwargs.setdefault("parser_class", _ASYNC_PARSER)
+
+
+def sign(client: Any) -> bool:
+    """Return whether an async client's connections sign their replies to the transport, from now on."""
     pool = client.connection_pool
     if type(pool) not in _PLAIN_POOLS:
-        return
+        return False
     pool.connection_class = signing_async(plain(pool.connection_class))
-    # A connection object lives as long as its pool, and connects again: its replies would be believed for good.
-    for connection in (*pool._available_connections, *pool._in_use_connections):
-        begin_to_sign(connection)
+    # Those that are open already, too: they live as long as their pool, and what does not sign is never hit.
+    for name in ("_available_connections", "_in_use_connections"):
+        for connection in vars(pool).get(name, ()):
+            begin_to_sign(connection)
+    return True
 
 
 def close_bounded(client: redis.Redis) -> None:
@@ -144,7 +166,7 @@ def twin_client(client: Any, *, to_async: bool) -> Any:
         return Members.of(client).twin(to_async=to_async)
     pool = client.connection_pool
     connection_class = _twin_class(client, pool.connection_class, to_async)
-    settings = {key: value for key, value in pool.connection_kwargs.items() if key in SHARED_SETTINGS}
+    settings = _shared(pool.connection_kwargs)
     module: Any = redis.asyncio if to_async else redis
     if isinstance(pool, _SENTINEL_POOLS):
         return module.Redis(connection_pool=_twin_sentinel_pool(pool, connection_class, settings, to_async))
@@ -188,6 +210,9 @@ def _pool(
     retry: Any = redis.asyncio.retry.Retry if to_async else Retry
     own.update(retry=retry(NoBackoff(), 0), retry_on_error=[], decode_responses=False)
     own.pop("retry_on_timeout", None)
+    parser = _ASYNC_PARSER if to_async else _PARSER
+    if parser is not None:
+        own.setdefault("parser_class", parser)
     module: Any = redis.asyncio if to_async else redis
     kind: Any = module.ConnectionPool if master is None else MasterPool
     made = plain(connection_class)

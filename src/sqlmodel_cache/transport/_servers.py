@@ -125,6 +125,11 @@ def begin_to_sign(connection: Any) -> None:
         connection.server = Server()
 
 
+def signed(reply: Any) -> Any:
+    """Return a reply that ought to be signed: one that is not is that of a server that nobody knows."""
+    return (Server(), reply) if type(reply) is list else reply
+
+
 def plain(connection_class: Any) -> Any:
     """Return a class of connections as it was before it was made one of these."""
     return next(each for each in connection_class.__mro__ if not issubclass(each, _Own))

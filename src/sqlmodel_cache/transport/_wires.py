@@ -21,9 +21,10 @@ from redis.exceptions import RedisError, ResponseError
 from .._effects import Lookup
 from .._plan import arun, run
 from . import _commands
-from ._clients import Members, bounded, close_bounded, sign
+from ._clients import Members, bounded, close_bounded, know_errors, sign
 from ._cluster import Mail, Node, Slots
 from ._commands import Command, Words
+from ._servers import signed
 
 # What a client raises for a server in trouble. RuntimeError: an event loop that is closed, or another one's client.
 # The last three: a reply that no server gives, in the client's parser or on the way to the node that it names.
@@ -208,13 +209,14 @@ class AsyncServer:
     def __init__(self, client: Any, *, given: bool, signs: bool) -> None:
         self._client = client
         self._given = given
-        if signs:
-            sign(client)
+        know_errors(client)
+        self._signs = signs and sign(client)
 
     async def ask(self, effect: Lookup, timeout: float) -> Any:
         """Return the reply to a look-up, or raise its error: the shortest way there is."""
         async with asyncio.timeout(timeout):
-            return await self._client.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
+            reply = await self._client.execute_command(*_commands.look_up(effect), NEVER_DECODE=True)
+        return signed(reply) if self._signs else reply
 
     async def send(self, commands: Sequence[Command], timeout: float) -> list[Any]:
         """Return the replies to commands."""
@@ -224,7 +226,7 @@ class AsyncServer:
             if again:
                 for at, reply in zip(again, await post(self._client, list(again.values())), strict=True):
                     replies[at] = reply
-        return replies
+        return list(map(signed, replies)) if self._signs else replies
 
     async def close(self) -> None:
         """Close the connections, unless they are the given client's."""

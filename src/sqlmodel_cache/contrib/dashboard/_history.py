@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from ...metrics import Histogram, ModelStats, Stats
 
@@ -55,18 +55,18 @@ class History:
             return
         if stats.hits < last.hits or stats.misses < last.misses:  # configured anew: it counts from zero
             last = Stats()
-        differences = {name: _since(each, last.models.get(name, ModelStats())) for name, each in stats.models.items()}
-        busy = sorted(
-            (name for name, each in differences.items() if each[0] or each[1]),
-            key=lambda name: -sum(differences[name][:2]),
-        )
-        reads = {name: _reads(*differences[name]) for name in busy[:MODELS]}
-        hits, misses = stats.hits - last.hits, stats.misses - last.misses
-        reads[""] = _reads(
-            hits,
-            misses,
-            sum((differences[name][2] for name in busy), Histogram()),
-            sum((differences[name][3] for name in busy), Histogram()),
+        none = ModelStats()
+        read = {name: _since(each, last.models.get(name, none)) for name, each in stats.models.items()}
+        busy = sorted((name for name in read if read[name].reads), key=lambda name: -read[name].reads)
+        reads = {name: _told(read[name]) for name in busy[:MODELS]}
+        every = [read[name] for name in busy]
+        reads[""] = _told(
+            _Read(
+                stats.hits - last.hits,
+                stats.misses - last.misses,
+                [sum(counts) for counts in zip(*(each.hit_times for each in every), strict=True)],
+                [sum(counts) for counts in zip(*(each.miss_times for each in every), strict=True)],
+            )
         )
         self._count += 1
         self._points.append(Point(self._count, now, now - since, reads))
@@ -76,22 +76,35 @@ class History:
         return [point for point in self._points if point.number > number]
 
 
-def _since(now: ModelStats, last: ModelStats) -> tuple[int, int, Histogram, Histogram]:
+class _Read(NamedTuple):
+    """What was read of a model, with its times as counts of the histogram's buckets; no counts are none."""
+
+    hits: int
+    misses: int
+    hit_times: Sequence[int]
+    miss_times: Sequence[int]
+
+    @property
+    def reads(self) -> int:
+        """How many there were."""
+        return self.hits + self.misses
+
+
+def _since(now: ModelStats, last: ModelStats) -> _Read:
     if now.hits < last.hits or now.misses < last.misses:
         last = ModelStats()
-    return (
-        now.hits - last.hits,
-        now.misses - last.misses,
-        _less(now.hit_seconds, last.hit_seconds),
-        _less(now.miss_seconds, last.miss_seconds),
-    )
+    times = ((now.hit_seconds.counts, last.hit_seconds.counts), (now.miss_seconds.counts, last.miss_seconds.counts))
+    return _Read(now.hits - last.hits, now.misses - last.misses, *(tuple(map(int.__sub__, *pair)) for pair in times))
 
 
-def _less(now: Histogram, last: Histogram) -> Histogram:
-    counts = tuple(max(0, a - b) for a, b in zip(now.counts, last.counts, strict=True))
-    return Histogram(now.bounds, counts, max(0.0, now.sum - last.sum))
+def _told(read: _Read) -> Reads:
+    return (read.hits, read.misses, *_quantiles(read.hit_times), *_quantiles(read.miss_times))
 
 
-def _reads(hits: int, misses: int, hit_seconds: Histogram, miss_seconds: Histogram) -> Reads:
-    times: list[Any] = [round(each.quantile(q) * 1000, 4) for each in (hit_seconds, miss_seconds) for q in (0.5, 0.99)]
-    return (hits, misses, *times)
+def _quantiles(times: Sequence[int]) -> tuple[float, float]:
+    """Return the median and the 99th percentile in ms, 0 when nothing was counted."""
+    if not any(times):
+        return 0.0, 0.0
+    # Threads may race on a count, so that one of them may seem to have gone back.
+    seconds = Histogram(counts=tuple(max(0, count) for count in times))
+    return round(seconds.quantile(0.5) * 1000, 4), round(seconds.quantile(0.99) * 1000, 4)

@@ -32,6 +32,7 @@ function draw(tag, attributes, text) {
 const count = (n) => Math.round(n).toLocaleString("en");
 const percent = (part) => (part === null ? "–" : `${Number((100 * part).toFixed(1))} %`);
 const rateOf = (hits, misses) => (hits + misses ? hits / (hits + misses) : null);
+const counted = (n, what) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
 const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString("en-GB");
 const colour = (at) => `var(--c${at % COLOURS})`;
 const short = (name) => name.split(":").pop();
@@ -186,7 +187,7 @@ function cards(data) {
     card("A hit takes", duration(timeOf(points, "", 2)), `99 %: ${duration(timeOf(points, "", 3))}`),
     card("A miss takes", duration(timeOf(points, "", 4)), `99 %: ${duration(timeOf(points, "", 5))}`),
     card("Commits in flight", count(inFlight), `${count(stats.invalidated)} keys invalidated`),
-    card("Owed", count(stats.owed), `${count(stats.outages)} outages, ${count(stats.errors)} errors`, stats.owed ? "warn" : ""),
+    card("Owed", count(stats.owed), `${counted(stats.outages, "outage")}, ${counted(stats.errors, "error")}`, stats.owed ? "warn" : ""),
   );
 }
 
