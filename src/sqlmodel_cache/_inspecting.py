@@ -15,7 +15,7 @@ from ._namespace import Naming
 from ._shapes import Entity
 from ._writeset import TableRef
 from .errors import CodecError, ConfigurationError, TransportError
-from .explanation import RowExplanation
+from .explanation import RowExplanation, in_order
 
 _INVALID = {
     "pending": "a commit of its whole table is in flight",
@@ -85,7 +85,8 @@ class Inspector:
                 why_not = "this model does not use stored absences"
         elif payload is not None:
             try:
-                values = entity.rows(bind.dialect).decode(payload)[1]
+                shape, found = entity.rows(bind.dialect).decode(payload)
+                values = {name: found[name] for name in in_order(shape.mapper, found)}
             except CodecError as error:
                 why_not = f"it does not decode: {error}"
         if why_not is None and self._driver.debts.any and entry in self._driver.debts:

@@ -114,7 +114,7 @@ def _of(
         primary_key=entity.pk_attributes,
         ttl=(entity.ttl_ms or settings.default_ttl_ms) / 1000,
         missing_ttl=None if entity.missing_ttl_ms is None else entity.missing_ttl_ms / 1000,
-        attributes=_in_order(own.mapper, own.attributes),
+        attributes=in_order(own.mapper, own.attributes),
         left_out=tuple(sorted(own.others | own.expired | own.excluded)),
         subclasses=tuple(shape.mapper.class_.__qualname__ for shape in entity.shapes if shape is not own),
         refused={class_.__qualname__: why for class_, why in entity.refused.items()},
@@ -123,7 +123,7 @@ def _of(
     )
 
 
-def _in_order(mapper: Mapper[Any], names: Collection[str]) -> tuple[str, ...]:
+def in_order(mapper: Mapper[Any], names: Collection[str]) -> tuple[str, ...]:
     """Return attributes in the order of their columns; in which order a SELECT sets them differs with the process."""
     order = list(mapper.columns.keys())
     return tuple(sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name)))

@@ -72,7 +72,9 @@ def _of_models(models: Mapping[str, ModelStats]) -> Iterator[Metric]:
 def _of_the_process(stats: Stats) -> Iterator[Metric]:
     owed = "Rows and table shards whose invalidation the cache has not been told."
     yield GaugeMetricFamily("sqlmodel_cache_owed", owed, stats.owed)
-    yield GaugeMetricFamily("sqlmodel_cache_breaker_open", "Whether the cache is not asked now.", stats.unreachable)
+    yield GaugeMetricFamily(
+        "sqlmodel_cache_breaker_open", "Whether the cache is not asked now.", int(stats.unreachable)
+    )
     yield CounterMetricFamily("sqlmodel_cache_outages", "How often the cache stopped being asked.", stats.outages)
     yield CounterMetricFamily(
         "sqlmodel_cache_errors", "Misses and invalidations that the transport failed.", stats.errors
