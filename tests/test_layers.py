@@ -354,6 +354,8 @@ LAYERS: dict[str, set[str]] = {
     "cli.__main__": {"cli"},
     "contrib": set(),
     "contrib.fastapi": {"configure", "errors"},
+    "contrib.otel": {"configure", "metrics", "tracing"},
+    "contrib.prometheus": {"configure", "metrics"},
     "contrib.dashboard._history": {"metrics"},
     "contrib.dashboard._views": {
         "_entities",
@@ -380,6 +382,8 @@ DEPENDENCIES = {
     "asyncpg",
     "cryptography",
     "msgspec",
+    "opentelemetry",
+    "prometheus_client",
     "psycopg",
     "pydantic",
     "redis",
@@ -443,6 +447,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "cli._warm": {"rich", "sqlalchemy", "typer"},
     "cli._follow": {"rich", "typer"},
     "contrib.dashboard": {"msgspec"},
+    "contrib.otel": {"opentelemetry"},
+    "contrib.prometheus": {"prometheus_client"},
 }
 
 

@@ -150,9 +150,9 @@ SIGNATURES = {
     "aclose": {"timeout": 1},
     "follow": {"database": inspect.Parameter.empty, "setup": False, "options": inspect.Parameter.empty},
     "follower": {"database": inspect.Parameter.empty, "options": inspect.Parameter.empty},
+    "trace": {},
     "verify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
     "averify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
-    "trace": {},
     "explain": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
 }
 

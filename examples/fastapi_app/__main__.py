@@ -6,8 +6,10 @@ REDIS_URL= (empty) keeps the rows in the process.
 import argparse
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.fastapi_app", description=__doc__)
     parser.add_argument("--port", type=int, default=8000)
     port = parser.parse_args().port
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which uvicorn raises again at its end: Redis ends with it
     with tempfile.TemporaryDirectory() as name:
         os.environ.setdefault("DATABASE_URL", f"sqlite:///{name}/heroes.db")
         if "REDIS_URL" in os.environ:

@@ -197,16 +197,15 @@ class Reader:
         path: Any = None,
     ) -> Any:
         instance = found[0].make.attach(session, key, found[1], path)
-        entity = lane.entity
-        seconds = perf_counter() - began
+        entity, seconds = lane.entity, perf_counter() - began
         entity.counters.hit(seconds, len(payload))
         is_near = type(payload) is NearPayload
         if is_near:
             entity.counters.near_hits += 1
-        if self.sampler is not None and self.sampler.draws():
-            self.sampler.offer(session, lane, key)
         if tracing.active:
             self.traced(entity, entity.table.pk_text(key[1]), "near_hit" if is_near else "hit", None, seconds)
+        if self.sampler is not None and self.sampler.draws():
+            self.sampler.offer(session, lane, key)
         return instance
 
     def _miss(

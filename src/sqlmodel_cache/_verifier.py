@@ -200,7 +200,9 @@ def differ(lane: Lane, payload: bytes, row: Seen | None) -> Difference | None:
     class_, held = row
     if class_ is not shape.mapper.class_:
         return "class", ()
-    columns = tuple(name for name, value in values.items() if name not in held or not same(held[name], value))
+    # In the order of the mapping: that in which a SELECT sets them is another in each process.
+    names = [column.key for column in shape.columns]
+    columns = tuple(name for name in names if name not in held or not same(held[name], values[name]))
     return ("changed", columns) if columns else None
 
 

@@ -394,6 +394,15 @@ class SQLModelCache:
         return explain(model, cache.settings, cache.entities, cache.reader.not_stored)
 
     @classmethod
+    def trace(cls) -> AbstractContextManager[Trace]:
+        """List each get of a `with` block, with its outcome, its reason and its time.
+
+        Of the block's thread or task, and of threads and tasks that inherit its context. Gets of models that are not
+        cached, and of what their session holds already, are none of the cache's.
+        """
+        return trace()
+
+    @classmethod
     def verify(cls, model: type, bind: Bind, *, sample: int = 10_000) -> Verification:
         """Return what a comparison of cached rows with the database has found. A concurrent write is no discrepancy.
 
@@ -428,15 +437,6 @@ class SQLModelCache:
     async def averify(cls, model: type, bind: AsyncBind, *, sample: int = 10_000) -> Verification:
         """`verify`, in an event loop."""
         return await _sqlalchemy.in_new_greenlet(cls.verify, model, bind, sample=sample)
-
-    @classmethod
-    def trace(cls) -> AbstractContextManager[Trace]:
-        """List each get of a `with` block, with its outcome, its reason and its time.
-
-        Of the block's thread or task, and of threads and tasks that inherit its context. Gets of models that are not
-        cached, and of what their session holds already, are none of the cache's.
-        """
-        return trace()
 
     @classmethod
     def _queries(cls) -> Queries:

@@ -22,6 +22,7 @@ from sqlmodel_cache._effects import (
     LoadMany,
     Locate,
     Lookup,
+    Peek,
     Resign,
     Together,
     Wait,
@@ -177,7 +178,7 @@ def test_alphabet_is_complete() -> None:
     assert {effect.__name__ for effect in ours} == {
         effect.__name__
         for effect in (
-            *(Lookup, Lease, Fill, Resign, Begin, End, Together),
+            *(Lookup, Lease, Fill, Peek, Resign, Begin, End, Together),
             *(Load, LoadMany, Locate, Commit),
             *(Join, Depart, Land, Wait),
         )

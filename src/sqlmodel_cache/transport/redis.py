@@ -70,8 +70,8 @@ class RedisSyncTransport:
 
     Args:
         client: a `redis.Redis`, a sentinel's `master_for(...)` or a `redis.cluster.RedisCluster`. Its settings are
-            used; its time-outs, retries and decoding are not, and it stays yours to close. A client on a pool class
-            of your own is used as it is, time-outs included.
+            used; its time-outs, retries and decoding are not, and it stays yours to close. Of a client on a pool class
+            of your own the pool is used as it is, time-outs included.
         timeout: seconds that one read of the cache may take; None means what `configure()` says.
         commit_timeout: seconds that one invalidation around a commit may take; None as above.
         check_server: whether a value is valid only on the server, and in that run of it, under which it was stored:
