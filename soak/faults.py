@@ -41,6 +41,7 @@ class Faults:
         followers: Followers | None,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self.moments: list[tuple[str, float, float]] = []  # from when to when, in seconds of CLOCK_MONOTONIC
         self._crew = crew
         self._ledger = ledger
         self._random = random.Random(seed)
@@ -66,7 +67,9 @@ class Faults:
         if not self._left:
             self._left = self._random.sample(sorted(self._all), len(self._all))
         name = self._left.pop()
+        began = time.monotonic()
         self._all[name]()
+        self.moments.append((name, began, time.monotonic()))
         self.counts[name] += 1
         self._due = time.monotonic() + GAP_SECONDS
 

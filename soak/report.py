@@ -34,7 +34,12 @@ def _lines(result: Result, mode: str, seed: int) -> Iterator[str]:
     yield f"permanent stale rows {len(result.permanently_stale):>10,}"
     yield f"longest staleness    {result.longest_staleness_ms:>7,.0f} ms"
     for finding in [each for each in result.findings if each.kind != LATE][:EXAMPLES]:
-        yield f"  {finding.kind}: row {finding.pk} at version {finding.version}, at least {finding.floor} was due"
+        yield (
+            f"  {finding.kind}: row {finding.pk} at version {finding.version}, at least {finding.floor} was due, "
+            f"at {finding.at:.3f}"
+        )
+    if result.wrong:
+        yield from (f"  {name}: from {began:.3f} to {ended:.3f}" for name, began, ended in result.moments)
     yield from (f"  permanently stale: {row}" for row in list(result.permanently_stale.values())[:EXAMPLES])
     if result.never_hit:
         yield f"  not cached by two quiet reads: rows {result.never_hit}"

@@ -44,6 +44,7 @@ class Result:
     seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    moments: list[tuple[str, float, float]] = field(default_factory=list)  # of the faults, in the order of time
     findings: list[Finding] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     permanently_stale: dict[int, str] = field(default_factory=dict)  # by primary key
@@ -176,7 +177,7 @@ def soak(
                 if watch is not None:
                     watch.finish()
                     result.lags, result.errors = watch.lags, result.errors + watch.errors
-                if followers is not None and result.errors:
+                if followers is not None and (result.errors or result.wrong):
                     result.errors.append(followers.said())
             _compare(engine, mode, server.url, result)
             _measure(engine, ledger, result)
@@ -231,7 +232,7 @@ def _run(crew: Crew, faults: Faults, ledger: Ledger, result: Result, seconds: fl
             break
         faults.inject()
     result.seconds = time.monotonic() - began
-    result.faults = faults.counts
+    result.faults, result.moments = faults.counts, faults.moments
 
 
 def _compare(engine: Engine, mode: str, redis_url: str, result: Result) -> None:
