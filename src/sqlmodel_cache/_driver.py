@@ -144,7 +144,7 @@ class Driver:
         return self._gate.take(lookup, reply)
 
     def _execute(self, effect: Effect[Any]) -> Any:
-        if self.breaker.is_open:
+        if self.breaker.is_open and not (type(effect) is End and effect.insists):
             self._wake()
             raise NotAsked(f"{type(effect).__name__}: the cache does not answer, and is not asked until it does")
         try:

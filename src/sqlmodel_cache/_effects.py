@@ -184,13 +184,14 @@ class Begin(Effect[None]):
 class End(Effect[None]):
     """Remove the token from every key; a key that does not hold it gets a new version instead.
 
-    `replicas` as in `Begin`.
+    `replicas` as in `Begin`. `insists` is of a fence that was set: it is sent even to a cache that has been given up.
     """
 
     keys: Keys
     token: bytes
     id: bytes
     replicas: int = 0
+    insists: bool = field(default=False, compare=False)  # how it is sent, not what it says
 
 
 class Outcome(Enum):

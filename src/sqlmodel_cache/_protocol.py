@@ -371,7 +371,9 @@ def end(
     for _ in range(END_ATTEMPTS if token else 1):  # a cache that did not hear BEGIN will hardly hear END
         ticket = debts.ticket()
         try:
-            yield from perform(End(keys, token or new_id(), new_id(), 0 if token else replicas))
+            # 1 A: begin   2 the cache is lost, and comes back empty   3 B: fills the old row   4 A: COMMIT   5 A: end
+            # Whoever has given the cache up meanwhile asks it once more: others may reach it.
+            yield from perform(End(keys, token or new_id(), new_id(), 0 if token else replicas, insists=bool(token)))
         except TransportError:
             continue
         debts.settle(keys, ticket)

@@ -13,7 +13,7 @@ import redis
 from models import Hero, add_hero, get_hero
 from proxy import Mood, Proxy
 from servers import RedisServer
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlmodel import Session
 from waiting import until
 
@@ -118,6 +118,30 @@ def test_commits_do_not_wait_for_a_cache_that_is_not_asked(engine: Engine, proxy
     assert SQLModelCache.stats().owed == 1
     assert SQLModelCache.stats().outages == outages
     assert get_hero(engine, pk).name == "New"
+
+
+@SQLITE
+def test_fence_that_was_set_is_released_though_the_cache_was_given_up(
+    engine: Engine, proxy: Proxy, server: RedisServer
+) -> None:
+    """The cache may have come back empty, and others may have filled the old row: it is told before commit() ends."""
+    configure(proxy, on_unreachable="refuse")
+    pk = add_hero(engine)
+    get_hero(engine, pk)
+    cache = SQLModelCache._cache
+    assert cache is not None
+
+    def lose(connection: object) -> None:
+        with redis.Redis(port=server.port) as client:
+            client.flushall()
+        cache.driver.breaker.open()
+
+    event.listen(engine, "commit", lose)
+    rename(engine, pk, "New")
+    assert not cache.driver.debts
+    with redis.Redis(port=server.port) as client:
+        [key] = client.keys(f"*}}:{pk}")
+        assert client.get(key)[:1] == b"F"
 
 
 @SQLITE
