@@ -17,7 +17,7 @@ import httpx
 import pytest
 import redis
 from fastapi import FastAPI
-from models import Gadget, Hero, Sample, Team
+from models import Gadget, Hero, Sample
 from sqlalchemy import Engine, event, text, update
 from sqlmodel import Session, SQLModel, create_engine
 
@@ -563,5 +563,6 @@ def test_models_have_names_that_stats_uses(heroes: Engine) -> None:
     view = asyncio.run(get("/data"))
     names = [model["name"] for model in view["models"]]
     assert len(names) == len(set(names))
-    assert {Hero, Team}  # both are mapped
-    assert set(SQLModelCache.stats().models) <= set(names)
+    busiest = f"{Hero.__module__}:{Hero.__qualname__}"  # of the many that other tests have mapped, few are shown
+    assert names[0] == busiest
+    assert busiest in SQLModelCache.stats().models
