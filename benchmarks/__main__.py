@@ -15,13 +15,13 @@ def main() -> int:
 
     Only a run of all paths is written into the documents.
     """
-    from benchmarks import costs, hits, report, table, tasks, writes
+    from benchmarks import costs, hits, news, report, table, tasks, writes
     from benchmarks.profile import profiles
     from benchmarks.world import QUICK, Effort, World
 
     paths = (
         *(hits.in_process, hits.redis_sync, tasks.redis_async, tasks.at_once, hits.near, hits.get_many, hits.get_by),
-        *(writes.miss, writes.commits, writes.stampede, writes.invalidation),
+        *(news.near_news, writes.miss, writes.commits, writes.stampede, writes.invalidation),
         *(costs.untouched, costs.left_out, costs.bytes_in_redis, costs.memory),
     )
     parser = argparse.ArgumentParser(prog="benchmarks", description="Race the library against its floors.")

@@ -35,11 +35,20 @@ class Effort:
     commits: tuple[int, ...] = (1, 100, 1_000)  # rows
     processes: int = 8  # of the stampede
     threads: int = 25  # in each
+    commits_heard: int = 200  # of another process
     profile_seconds: float = 6.0
 
 
 QUICK = Effort(
-    rounds=1, seconds=0.0, many=1_000, kept=200, commits=(1, 20), processes=2, threads=3, profile_seconds=0.3
+    rounds=1,
+    seconds=0.0,
+    many=1_000,
+    kept=200,
+    commits=(1, 20),
+    processes=2,
+    threads=3,
+    commits_heard=3,
+    profile_seconds=0.3,
 )
 
 
