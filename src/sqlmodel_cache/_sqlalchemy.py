@@ -190,6 +190,11 @@ class Begun(SessionTransaction):
         session.dispatch.after_transaction_end(session, self)
 
 
+# Who prints it, or its type, sees what he has always seen.
+Begun.__name__, Begun.__qualname__ = SessionTransaction.__name__, SessionTransaction.__qualname__
+Begun.__module__ = SessionTransaction.__module__
+
+
 def _uses(method: Any, names: str) -> bool:
     """Return whether a method's code refers to just these names."""
     return set(getattr(method, "__wrapped__", method).__code__.co_names) == set(names.split())
