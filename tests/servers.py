@@ -196,7 +196,8 @@ class RedisCluster:
             role = self.role(node)
             if role[0] == "slave" and role[3] != "connected":
                 return False
-        with_replica = [primary for primary in self.primaries if len(self.role(primary)[2]) > 0]
+        roles = [self.role(primary) for primary in self.primaries]  # which may be another by now
+        with_replica = [role for role in roles if role[0] == "master" and len(role[2]) > 0]
         return len(views) == 1 and len(with_replica) == len(self.primaries) == len(self.nodes) // 2
 
     def _slots(self, node: RedisServer) -> Any:
@@ -299,12 +300,15 @@ class RedisSentinel:
         return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
 
     def master(self) -> RedisServer:
-        """Return the master that all sentinels agree upon."""
-        ports = set()
-        for sentinel in self.sentinels:
-            ports.add(int(sentinel.say("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.NAME)[1]))
-        assert len(ports) == 1
-        return next(server for server in self.data if server.port in ports)
+        """Return the master that all sentinels agree upon, once they do."""
+        named: list[set[int]] = []
+        until(lambda: _holds(lambda: named.append(self._named()) or len(named[-1]) == 1))
+        return next(server for server in self.data if server.port in named[-1])
+
+    def _named(self) -> set[int]:
+        """Return the ports that the sentinels take for the master's."""
+        ask = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.NAME)
+        return {int(sentinel.say(*ask)[1]) for sentinel in self.sentinels}
 
     def settle(self) -> None:
         """Wait until all sentinels know each other, the master and its replica, which is in step."""
@@ -334,8 +338,7 @@ class RedisSentinel:
 
     def has_agreed_on(self, server: RedisServer) -> bool:
         """Return whether all sentinels say that it is the master."""
-        ask = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.NAME)
-        return all(int(sentinel.say(*ask)[1]) == server.port for sentinel in self.sentinels)
+        return self._named() == {server.port}
 
     def role(self, server: RedisServer) -> list[Any]:
         """Return what ROLE says."""

@@ -57,7 +57,8 @@ def test_setup_is_shown_done_once_and_taken_back(command_line: Command, outside:
     assert code == 0, errors
     assert things(outside) == []
     first, second, third = shown.splitlines()
-    assert first.startswith('CREATE PUBLICATION "sqlmodel_cache_postgres" FOR TABLE "public"."badge", ')
+    assert first.startswith('CREATE PUBLICATION "sqlmodel_cache_postgres" FOR TABLE "public".')
+    assert '"public"."hero"' in first
     assert second.startswith('COMMENT ON PUBLICATION "sqlmodel_cache_postgres"')
     assert third == "SELECT pg_create_logical_replication_slot('sqlmodel_cache_postgres', 'pgoutput');"
     assert command_line(*options)[:2] == (0, shown)
