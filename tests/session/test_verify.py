@@ -11,7 +11,7 @@ import pytest
 import redis
 from conftest import PATIENCE, Store
 from models import Badge, Gadget, Hero, Plain, add_hero, get_hero
-from sqlalchemy import Engine, event
+from sqlalchemy import URL, Engine, event, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session as AnySession
 from sqlmodel import Session, SQLModel, create_engine
@@ -91,9 +91,14 @@ def test_absence_that_is_wrong_is_found(engine: Engine, cache: Store) -> None:
     assert SQLModelCache.verify(Gadget, engine).matched == 1
 
 
+def psycopg_url(request: pytest.FixtureRequest) -> URL:
+    """Return the PostgreSQL's URL with its driver: SQLAlchemy 2.0 and 2.1 have another default."""
+    return make_url(request.getfixturevalue("postgres_url")).set(drivername="postgresql+psycopg")
+
+
 def test_concurrent_commits_are_no_discrepancies(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """While rows are renamed and read all the time, none is ever reported."""
-    engine = create_engine(request.getfixturevalue("postgres_url"))
+    engine = create_engine(psycopg_url(request))
     SQLModel.metadata.drop_all(engine)
     SQLModel.metadata.create_all(engine)
     SQLModelCache.configure()
@@ -173,7 +178,7 @@ def cache_of_static_pool() -> Iterator[Engine]:
 
 def test_engine_that_asks_for_snapshots_is_read_as_of_now(request: pytest.FixtureRequest) -> None:
     """Its own gets take no hits, but those of other engines do: their rows are compared in READ COMMITTED."""
-    url = request.getfixturevalue("postgres_url")
+    url = psycopg_url(request)
     engine, strict = create_engine(url), create_engine(url, isolation_level="REPEATABLE READ")
     SQLModel.metadata.drop_all(engine)
     SQLModel.metadata.create_all(engine)
