@@ -50,7 +50,7 @@ def near_news(world: World) -> Iterator[Line]:
     took.sort()
     slow, middle = took[len(took) * 99 // 100 - 1], took[len(took) // 2]
     goal = Goal("ms, 99 of 100", slow / 1000, 50)
-    yield Line("a commit, seen by another process's near cache", f"{time_of(middle)}, the median", (goal,))
+    yield Line("a commit, in another process's near cache", f"{time_of(middle)}, the median", (goal,))
 
 
 def commit_each(database_url: str, redis_url: str, asked: Connection) -> None:
