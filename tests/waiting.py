@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
+def until(condition: Callable[[], object], seconds: float = 90) -> None:
     """Wait for what another thread is about to do; an assertion when it does not."""
     end = time.monotonic() + seconds
     never = threading.Event()
