@@ -315,7 +315,7 @@ LAYERS: dict[str, set[str]] = {
         "configure",
         "errors",
     },
-    "cli._sampling": {"_keys", "cli._app", "cli._servers"},
+    "cli._sampling": {"_keys", "cli._app", "cli._servers", "transport._sampling"},
     "cli._stats": {"cli._app", "cli._sampling", "cli._servers", "cli._target"},
     "cli._top": {"cli._app", "cli._sampling", "cli._servers", "cli._stats", "cli._target"},
     "cli._inspect": {

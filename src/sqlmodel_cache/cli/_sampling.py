@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from redis import exceptions
 
 from .. import _keys
+from ..transport._sampling import pattern_of
 from ._app import CommandError
 from ._servers import Node, Servers, replies
 
@@ -82,7 +83,7 @@ def _of_node(node: Node, key_prefix: str, limit: int, extent: Extent) -> Iterato
     client = node.client
     here: int = client.execute_command("DBSIZE")
     extent.keys += here
-    pattern = re.sub(r"([*?\[\]\\])", r"\\\1", _keys.prefix(key_prefix)) + "*"
+    pattern = pattern_of(_keys.prefix(key_prefix))
     seen: set[bytes] = set()
     cursor, examined = 0, 0
     while examined < limit:

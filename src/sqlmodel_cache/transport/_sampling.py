@@ -50,9 +50,14 @@ class Say(Effect[list[Any]]):
     lines: Sequence[Sequence[Any]]
 
 
+def pattern_of(prefix: str) -> str:
+    """Return the pattern by which SCAN finds the keys that begin with a prefix."""
+    return re.sub(r"([\\*?\[\]])", r"\\\1", prefix) + "*"
+
+
 def sample(prefix: str, most: int) -> Plan[Sample]:
     """Return what is known of the keys of one server that begin with a prefix; raises its errors."""
-    pattern = re.sub(r"([\\*?\[\]])", r"\\\1", prefix) + "*"
+    pattern = pattern_of(prefix)
     keys: dict[bytes, None] = {}
     cursor = 0
     for _ in range(STEPS):
