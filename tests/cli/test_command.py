@@ -89,6 +89,7 @@ WRONG = {
     "an application and a transport": ("stats --app models --transport redis://x", "leave out"),
     "an empty prefix": ("doctor --key-prefix ' '", "key_prefix"),
     "a whole table, and nobody to ask": ("invalidate models:Hero --json", "--yes"),
+    "no such module to follow": ("follow sqlite:///x.db nowhere --outbox --transport redis://x", "no module nowhere"),
 }
 
 
@@ -133,6 +134,15 @@ def test_unreachable_is_3(command: str, database: str) -> None:
         gone = run(*command.split(), "--database", "postgresql+asyncpg://127.0.0.1:1/x", REDIS_URL=NOBODY)
         assert (gone.code, len(gone.stderr.splitlines())) == (3, 1)
         assert "the database does not answer" in gone.stderr
+
+
+@pytest.mark.parametrize("words", ["", "--setup", "--namespace a --setup", "--namespace a --teardown --dry-run"])
+@pytest.mark.parametrize("url", ["postgresql+psycopg://127.0.0.1:1/x", "sqlite:////nowhere/x.db --outbox"])
+def test_follow_says_that_the_database_does_not_answer(url: str, words: str) -> None:
+    """Whichever of its drivers says so, and at which step."""
+    done = run("follow", *url.split(), "models", "--transport", NOBODY, *words.split())
+    assert (done.code, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
+    assert done.stderr.startswith("the database says: ")
 
 
 def test_invalidate_a_row(redis_url: str, redis_client: redis.Redis, database: str) -> None:

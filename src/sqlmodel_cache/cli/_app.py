@@ -80,6 +80,10 @@ def explained(error: Exception) -> tuple[str, ExitCode] | None:
             return f"the database says: {first_line(error.orig or error)}", code
         case ArgumentError() | SQLAlchemyError():
             return first_line(error), ExitCode.USAGE
+        case _ if "DatabaseError" in (names := {each.__name__ for each in type(error).__mro__}):
+            # A driver's own, where SQLAlchemy was not in between: they all have the names of PEP 249.
+            code = ExitCode.UNREACHABLE if "OperationalError" in names else ExitCode.USAGE
+            return f"the database says: {first_line(error)}", code
     return None
 
 
