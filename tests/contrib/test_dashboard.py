@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sqlalchemy import Engine, event, text, update
 from sqlmodel import Session, SQLModel, create_engine
 
 from sqlmodel_cache import ConfigurationError, MemoryTransport, RedisSyncTransport, SQLModelCache
+from sqlmodel_cache.contrib import dashboard
 from sqlmodel_cache.contrib.dashboard import cache_dashboard
 from sqlmodel_cache.contrib.dashboard._history import MODELS, POINTS, STEP, History
 from sqlmodel_cache.metrics import BOUNDS, Histogram, ModelStats, Stats
@@ -100,6 +102,8 @@ async def test_page_runs_what_is_in_it_and_nothing_else() -> None:
     assert policy["require-trusted-types-for"] == "'script'"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     others = set(re.findall(r"https?://[^\s\"'`]*", answer.text)) - {"http://www.w3.org/2000/svg"}
     assert others == set()
     assert re.findall(r"\b(?:src|href|srcset|style|on\w+)=", answer.text.partition("<script>")[0]) == []
@@ -155,6 +159,16 @@ async def test_other_methods_and_protocols() -> None:
         refused = await client.delete("/")
         assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
         assert (await client.get("/invalidate")).status_code == 405
+        assert (await client.options("/")).status_code == 405
+
+    for path in ("/", "/data", "/keys", "/nowhere"):  # without a client, which drops the body itself
+        sent: list[Any] = []
+
+        async def keep(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        await app({"type": "http", "method": "HEAD", "path": path, "headers": []}, keep, keep)
+        assert [message.get("body") for message in sent] == [None, b""]
 
     async def converse(kind: str, *messages: str) -> list[str]:
         said: list[str] = []
@@ -182,6 +196,12 @@ async def test_data_without_a_cache() -> None:
     view = await get("/data")
     assert (view["configured"], view["models"], view["stats"]["hits"]) == (False, [], 0)
     assert await get("/keys") == {"error": "nothing is configured"}
+
+
+async def test_data_has_what_the_page_reads(heroes: Engine) -> None:
+    """The script finds each name that it asks for, and is sent none that it does not."""
+    script = files(dashboard.__name__).joinpath("page.js").read_text()
+    assert set(re.findall(r"\bdata\.(\w+)", script)) == set(await get("/data"))
 
 
 async def test_data_counts_by_model(heroes: Engine) -> None:
@@ -357,6 +377,8 @@ async def test_it_only_looks_by_default(heroes: Engine) -> None:
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
         ({"origin": None}, 403),
+        ({"origin": None, "host": ""}, 403),
+        ({"sec-fetch-site": "none", "origin": None}, 403),
         ({"x-sqlmodel-cache": None}, 403),
         ({"content-type": "text/plain"}, 403),
         ({"content-type": "application/x-www-form-urlencoded"}, 403),
@@ -427,6 +449,7 @@ async def test_an_async_transport_alone_is_enough(redis_url: str, database: Engi
         ([], "request"),
         (b"{", "Expecting"),
         (b"\xff", "utf-8"),
+        (b"[" * 50_000, "recursion"),
     ],
     ids=str,
 )
@@ -436,6 +459,16 @@ async def test_what_cannot_be_invalidated_is_an_error(heroes: Engine, wanted: An
     answer = await post(wanted, actions=True)
     assert (answer.status_code, words in answer.json()["error"]) == (400, True)
     assert SQLModelCache.stats().invalidated == before
+
+
+async def test_what_the_cache_has_not_been_told_is_said(database: Engine) -> None:
+    """With a Redis that is gone nobody else hears of it: it is owed, and not done."""
+    SQLModelCache.configure("redis://127.0.0.1:1")
+    with Session(database) as session:
+        session.add(Hero(id=1, name="Rusty"))
+        session.commit()
+    answer = await post({"model": "models:Hero", "pk": ["1"]}, actions=True)
+    assert answer.json() == {"invalidated": "models:Hero 1, but the cache has not been told yet"}
 
 
 async def test_requests_are_bounded(heroes: Engine) -> None:
@@ -516,6 +549,49 @@ def test_history_looks_when_it_is_due() -> None:
     assert history.is_due
     history.look(Stats())
     assert history.since(0) == []
+
+
+def test_history_of_a_model_that_begins_anew() -> None:
+    """Classes of one name share their counts; of whichever count is less than before, the whole is new."""
+    now = 0.0
+    for before, after in ((ModelStats(hits=9, misses=1), (3, 2)), (ModelStats(hits=1, misses=9), (3, 2))):
+        history = History(lambda: now)
+        history.look(Stats(hits=1, misses=1, models={"a": before}))
+        now += STEP
+        history.look(Stats(hits=10, misses=10, models={"a": ModelStats(hits=3, misses=2)}))
+        assert history.since(0)[0].reads["a"][:2] == after
+    history = History(lambda: now)
+    history.look(Stats(hits=1, misses=9))
+    now += STEP
+    history.look(Stats(hits=3, misses=2))
+    assert history.since(0)[0].reads[""][:2] == (3, 2)
+    history.look(Stats(hits=3, misses=2))
+    assert len(history.since(0)) == 1  # no time has gone by
+
+
+def test_history_prefers_what_is_read_most() -> None:
+    """Misses are reads, too."""
+    now = 0.0
+    history = History(lambda: now)
+    history.look(Stats())
+    now = STEP
+    models = {f"m{number}": ModelStats(hits=2) for number in range(MODELS)}
+    history.look(Stats(models={**models, "missing": ModelStats(misses=3), "idle": ModelStats(bypasses=9)}))
+    reads = history.since(0)[0].reads
+    assert "missing" in reads
+    assert "idle" not in reads
+
+
+async def test_history_goes_on_while_nobody_looks(heroes: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer of the event loop counts on."""
+    for module in (dashboard, dashboard._history):
+        monkeypatch.setattr(module, "STEP", 0.001)
+    app: Any = cache_dashboard()
+    async with browsing(app) as client:
+        await client.get("/data")
+    async with asyncio.timeout(20):
+        while len(app._history.since(0)) < 3:
+            await asyncio.sleep(0)
 
 
 async def test_points_are_sent_once(heroes: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
