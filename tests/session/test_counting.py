@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import redis
 import waiting
 from sqlalchemy import Engine, create_engine, update
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlmodel import Field, Session, SQLModel, col
 
 from sqlmodel_cache import CacheConfig, MemoryTransport, ModelStats, NearCache, SQLModelCache, TransportError
@@ -163,3 +166,48 @@ def test_near_hits_are_hits(engine: Engine, redis_url: str, redis_client: redis.
     assert (found.hits, found.near_hits) == (before.hits + 1, before.near_hits + 1)
     assert found.bytes_read > before.bytes_read
     assert [each.outcome for each in trace] == ["near_hit"]
+
+
+def test_many_threads_are_counted_each(engine: Engine) -> None:
+    """While rows are read and written side by side, every get of a new session is one hit, miss or bypass."""
+    SQLModelCache.configure()
+    each = 60
+
+    def work(number: int) -> int:
+        for turn in range(each):
+            with Session(engine) as session:
+                if turn % 20 == 19:
+                    SQLModelCache.invalidate(Coin, 1, bind=engine)
+                [get, get_many, get_by][(number + turn) % 3](session)
+                session.get(Coin, "x")
+        return each
+
+    with ThreadPoolExecutor(8) as threads:
+        gets = sum(threads.map(work, range(8)))
+    found = counted()
+    assert found.hits + found.misses == gets
+    assert reasons(found.bypass_reasons) == {"key": gets}
+    assert found.misses == found.fills + found.refused + found.uncached + found.fenced + found.shared + found.errors
+    assert (found.hit_seconds.count, found.miss_seconds.count) == (found.hits, found.misses)
+
+
+async def test_many_tasks_are_counted_each(engine: Engine) -> None:
+    """The same for tasks, whose hits need no greenlet."""
+    SQLModelCache.configure(near_cache=None)
+    tasks = create_async_engine(engine.url.set(drivername="sqlite+aiosqlite"))
+
+    async def work(number: int) -> None:
+        for turn in range(20):
+            async with AsyncSession(tasks) as session:
+                if (number + turn) % 3 == 0:
+                    await SQLModelCache.aget_many(session, Coin, [1])
+                elif (number + turn) % 3 == 1:
+                    await SQLModelCache.aget_by(session, Coin, name="Penny")
+                else:
+                    await session.get(Coin, 1)
+
+    await asyncio.gather(*map(work, range(8)))
+    found = counted()
+    assert (found.hits + found.misses, found.bypasses) == (160, 0)
+    assert found.misses == found.fills + found.refused + found.uncached + found.fenced + found.shared + found.errors
+    await tasks.dispose()
