@@ -54,6 +54,20 @@ def test_the_real_command(redis_url: str, redis_client: redis.Redis, database: s
     assert wrong.stderr == "which database? Give --database, or DATABASE_URL: keys contain its name\n"
 
 
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_output_that_cannot_be_written_is_said(redis_url: str, redis_client: redis.Redis, words: tuple[str]) -> None:
+    """A full disk is one line and 2; who reads no further is no error of a command's."""
+    command = [sys.executable, "-m", "sqlmodel_cache.cli", "stats", "--transport", redis_url, *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "what was to be written is lost: No space left on device\n")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
 def test_completion_and_help(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shell's completion is typer's own; every command is listed and described."""
     listed = run("--help").stdout
