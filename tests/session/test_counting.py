@@ -12,6 +12,7 @@ import pytest
 import redis
 import waiting
 from sqlalchemy import Engine, create_engine, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlmodel import Field, Session, SQLModel, col
 
@@ -166,6 +167,20 @@ def test_near_hits_are_hits(engine: Engine, redis_url: str, redis_client: redis.
     assert (found.hits, found.near_hits) == (before.hits + 1, before.near_hits + 1)
     assert found.bytes_read > before.bytes_read
     assert [each.outcome for each in trace] == ["near_hit"]
+
+
+@WAYS
+def test_a_miss_that_the_database_fails_is_not_counted(engine: Engine, way: Way) -> None:
+    """Nothing was read; the next one is counted as ever."""
+    SQLModelCache.configure()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE counting_coin RENAME TO gone")
+    with SQLModelCache.trace() as trace, pytest.raises(OperationalError):
+        go(engine, way)
+    assert (counted().misses, len(trace)) == (0, 0)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE gone RENAME TO counting_coin")
+    assert go(engine, way).misses == 1
 
 
 def test_many_threads_are_counted_each(engine: Engine) -> None:
