@@ -208,9 +208,7 @@ class _Search(Generic[Place, Decoded]):
             lease.entry: reply for lease, reply in zip(wanted, replies, strict=True) if isinstance(reply, Granted)
         }
         self.lost = any(isinstance(reply, TransportError) for reply in replies)
-        self.fenced = {
-            lease.entry for lease, reply in zip(wanted, replies, strict=True) if isinstance(reply, Fenced)
-        }
+        self.fenced = {lease.entry for lease, reply in zip(wanted, replies, strict=True) if isinstance(reply, Fenced)}
 
     def load_and_fill(self) -> Plan[Answer[Decoded, Any]]:
         located: Located[Any] = yield from perform(Locate(encode=bool(self.leases)))

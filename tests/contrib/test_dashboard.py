@@ -551,22 +551,21 @@ def test_history_looks_when_it_is_due() -> None:
     assert history.since(0) == []
 
 
-def test_history_of_a_model_that_begins_anew() -> None:
-    """Classes of one name share their counts; of whichever count is less than before, the whole is new."""
+@pytest.mark.parametrize("before", [(9, 1), (1, 9)], ids=str)
+def test_history_begins_anew_with_one_count(before: tuple[int, int]) -> None:
+    """Of a model, or of all, whichever count is less than before: the whole is new."""
     now = 0.0
-    for before, after in ((ModelStats(hits=9, misses=1), (3, 2)), (ModelStats(hits=1, misses=9), (3, 2))):
-        history = History(lambda: now)
-        history.look(Stats(hits=1, misses=1, models={"a": before}))
-        now += STEP
-        history.look(Stats(hits=10, misses=10, models={"a": ModelStats(hits=3, misses=2)}))
-        assert history.since(0)[0].reads["a"][:2] == after
-    history = History(lambda: now)
-    history.look(Stats(hits=1, misses=9))
-    now += STEP
-    history.look(Stats(hits=3, misses=2))
-    assert history.since(0)[0].reads[""][:2] == (3, 2)
-    history.look(Stats(hits=3, misses=2))
-    assert len(history.since(0)) == 1  # no time has gone by
+    history, whole = History(lambda: now), History(lambda: now)
+    counted = [ModelStats(hits=number, misses=misses) for number, misses in (before, (3, 2))]
+    history.look(Stats(hits=1, misses=1, models={"a": counted[0]}))
+    whole.look(Stats(hits=before[0], misses=before[1]))
+    now = STEP
+    history.look(Stats(hits=10, misses=10, models={"a": counted[1]}))
+    whole.look(Stats(hits=3, misses=2))
+    assert history.since(0)[0].reads["a"][:2] == (3, 2)
+    assert whole.since(0)[0].reads[""][:2] == (3, 2)
+    whole.look(Stats(hits=3, misses=2))
+    assert len(whole.since(0)) == 1  # no time has gone by
 
 
 def test_history_prefers_what_is_read_most() -> None:
