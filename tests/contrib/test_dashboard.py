@@ -322,6 +322,29 @@ async def test_keys_are_the_largest_and_the_hottest(heroes: Engine) -> None:
     assert view["hottest"][0]["bytes"] > 0
 
 
+def test_a_sample_that_is_slow_keeps_one_thread(heroes: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks meanwhile has the last one, and does not wait."""
+    now, begun, goes_on = 100.0, threading.Event(), threading.Event()
+    monkeypatch.setattr(dashboard._views.time, "monotonic", lambda: now)
+    keys = dashboard._views.Keys()
+    first = keys._look()
+
+    def slow() -> dict[str, Any]:
+        begun.set()
+        assert goes_on.wait(20)
+        return {"count": 7}
+
+    monkeypatch.setattr(dashboard._views, "_sampled", slow)
+    now += dashboard._views.KEYS_EVERY
+    thread = threading.Thread(target=keys._look)
+    thread.start()
+    assert begun.wait(20)
+    assert keys._look() is first
+    goes_on.set()
+    thread.join()
+    assert keys._look() == {"count": 7}
+
+
 async def test_keys_of_redis(database: Engine, redis_client: redis.Redis) -> None:
     """The same, by Redis's own counters; one sample serves all who look."""
     SQLModelCache.configure(RedisSyncTransport(redis_client, timeout=30, commit_timeout=30))

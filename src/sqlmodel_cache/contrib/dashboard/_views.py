@@ -130,11 +130,16 @@ class Keys:
         return await asyncio.to_thread(self._look)
 
     def _look(self) -> Json:
-        with self._lock:
+        # Whoever looks while a server is slow has the last sample: else each would keep a thread of the application's.
+        if not self._lock.acquire(blocking=not self._view):
+            return self._view
+        try:
             if time.monotonic() - self._taken >= KEYS_EVERY:
                 self._view = _sampled()
                 self._taken = time.monotonic()
             return self._view
+        finally:
+            self._lock.release()
 
 
 def _sampled() -> Json:
