@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sqlmodel_cache import InvalidationError, TransportError, _protocol, _searches, _verify
@@ -210,14 +211,13 @@ def writer(
 
     def program(process: Process) -> Plan[Any]:
         new_id = process.same_id if same_id else process.new_id
+        send = partial(commit, new=new) if new else commit
         for _ in range(1 + retries):
             yield from perform(Update(touches))
             if before is not None:
                 yield from before(process)
             try:
-                outcome = yield from commit(
-                    keys, process.debts, new=new, refuse=refuse, fence_ttl_ms=FENCE_TTL_MS, new_id=new_id
-                )
+                outcome = yield from send(keys, process.debts, refuse=refuse, fence_ttl_ms=FENCE_TTL_MS, new_id=new_id)
             except InvalidationError:
                 yield from perform(Abort())
                 return Outcome.FAILED
