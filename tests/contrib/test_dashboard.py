@@ -23,6 +23,7 @@ from sqlalchemy import Engine, event, text, update
 from sqlmodel import Session, SQLModel, create_engine
 
 from sqlmodel_cache import ConfigurationError, MemoryTransport, RedisSyncTransport, SQLModelCache
+from sqlmodel_cache._effects import Keys
 from sqlmodel_cache.contrib import dashboard
 from sqlmodel_cache.contrib.dashboard import cache_dashboard
 from sqlmodel_cache.contrib.dashboard._history import MODELS, POINTS, STEP, History
@@ -199,9 +200,21 @@ async def test_data_without_a_cache() -> None:
 
 
 async def test_data_has_what_the_page_reads(heroes: Engine) -> None:
-    """The script finds each name that it asks for, and is sent none that it does not."""
+    """The script finds each name that it asks for, and is sent none that it does not: in the whole, and in each part."""
+    read(heroes, 1, 1)
+    cache = SQLModelCache._cache
+    assert cache is not None
+    keys = Keys(("p:{n/hero:1}:1",), ())
+    cache.writer.journal.began(keys)
+    data, sample = await get("/data"), await get("/keys")
+    cache.writer.journal.ended(keys)
     script = files(dashboard.__name__).joinpath("page.js").read_text()
-    assert set(re.findall(r"\bdata\.(\w+)", script)) == set(await get("/data"))
+    assert set(re.findall(r"\bdata\.(\w+)", script)) == set(data)
+    assert set(re.findall(r"\bview\.(\w+)", script)) == set(sample) | {"error"}
+    parts = [data["models"][0], data["invalidations"][0], data["in_flight"][0], sample["largest"][0]]
+    assert set(re.findall(r"\beach\.(\w+)", script)) <= {name for part in parts for name in part}
+    assert set(re.findall(r"\btouched\.(\w+)", script)) - {"slice"} == set(data["invalidations"][0]["touched"][0])
+    assert data["models"][0]["parts"] == 1
 
 
 async def test_data_counts_by_model(heroes: Engine) -> None:
