@@ -200,7 +200,7 @@ async def test_data_without_a_cache() -> None:
 
 
 async def test_data_has_what_the_page_reads(heroes: Engine) -> None:
-    """The script finds each name that it asks for, and is sent none that it does not: in the whole, and in each part."""
+    """The script finds each name that it asks for, in the whole and in its parts."""
     read(heroes, 1, 1)
     cache = SQLModelCache._cache
     assert cache is not None
@@ -225,6 +225,12 @@ async def test_data_counts_by_model(heroes: Engine) -> None:
     names = [model["name"] for model in view["models"]]
     assert {"models:Hero", "models:Team", "models:Gadget"} <= set(names)
     assert "models:Plain" not in names
+    counted, hero = SQLModelCache.stats().models["models:Hero"], view["models"][0]
+    assert hero["hit_median"] == round(counted.hit_seconds.quantile(0.5) * 1000, 4) > 0  # milliseconds
+    assert hero["hit_p99"] == round(counted.hit_seconds.quantile(0.99) * 1000, 4)
+    assert hero["miss_median"] == round(counted.miss_seconds.quantile(0.5) * 1000, 4) > 0
+    assert hero["miss_p99"] == round(counted.miss_seconds.quantile(0.99) * 1000, 4)
+    assert hero["reasons"] == {"miss": {"absent": 1}, "bypass": {}, "refused": {}}
 
 
 async def test_data_says_what_was_invalidated_and_why(heroes: Engine) -> None:
