@@ -257,13 +257,12 @@ async def test_data_says_what_was_invalidated_and_why(heroes: Engine) -> None:
     assert seen.pop() == ("commit", [{"table": "hero", "rows": ["1", "2", "3", "4", "5"], "whole": False}])  # INSERTs
     rows = {"table": "hero", "rows": ["1", "2"], "whole": False}
     whole = {"table": "hero", "rows": [], "whole": True}
-    assert [why for why, _ in seen] == [
+    assert [why for why, _ in seen[:5]] == [
         "a COMMIT that failed",
         "a statement that commits by itself",
         "invalidate()",
         "commit",
         "commit",
-        *["a statement that commits by itself"] * (len(seen) - 5),
     ]
     assert [touched for _, touched in seen[2:5]] == [[{**rows, "rows": ["3"]}], [whole], [rows]]
 
