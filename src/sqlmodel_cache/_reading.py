@@ -58,8 +58,6 @@ class Samples(Protocol):
 
     def draws(self) -> bool: ...
     def offer(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> None: ...
-    def settle(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class Reader:
@@ -125,7 +123,10 @@ class Reader:
         except CodecError:
             pass  # of a payload that is no row, the plan makes more
         if payload is not None and found is not None:
-            return self._hit(session, lane, key, payload, found, began, path)
+            instance = self._hit(session, lane, key, payload, found, began, path)
+            if self.sampler is not None and self.sampler.draws():
+                self.sampler.offer(session, lane, key)
+            return instance
         if failed is NotAsked:  # during an outage every get comes here: it has no plan, and nothing to tell
             row = load()
             seconds = perf_counter() - began
@@ -175,7 +176,10 @@ class Reader:
         except CodecError:
             pass
         if payload is not None and found is not None and found[0].make.is_quiet(session):
-            return self._hit(session, lane, key, payload, found, began)
+            instance = self._hit(session, lane, key, payload, found, began)
+            if self.sampler is not None and self.sampler.draws():
+                await _sqlalchemy.in_new_greenlet(self.sampler.offer, session, lane, key)
+            return instance
         request = Request(session, lane, key, pk, self.reading(lane), None, began)
         spent = perf_counter() - began
         return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, failed, spent)
@@ -204,8 +208,6 @@ class Reader:
             entity.counters.near_hits += 1
         if tracing.active:
             self.traced(entity, entity.table.pk_text(key[1]), "near_hit" if is_near else "hit", None, seconds)
-        if self.sampler is not None and self.sampler.draws():
-            self.sampler.offer(session, lane, key)
         return instance
 
     def _miss(

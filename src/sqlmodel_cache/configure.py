@@ -184,8 +184,8 @@ class SQLModelCache:
         cache = cls._cache
         if cache is None:
             return True
-        if cache.reader.sampler is not None:
-            cache.reader.sampler.settle()
+        if cache.sampler is not None:
+            cache.sampler.settle()
         delivered = cache.driver.settle(milliseconds("timeout", timeout) / 1000)
         cache.driver.close()
         return delivered

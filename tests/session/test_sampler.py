@@ -1,4 +1,7 @@
-"""`configure(verify=...)`: a share of the hits is verified afterwards, where nobody notices."""
+"""`configure(verify=...)`: a share of the hits is verified afterwards, where nobody notices.
+
+Hits of asyncio engines are in `test_sampler_asyncio.py`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,7 @@ import pytest
 from models import Hero, add_hero, get_hero
 from session.test_verify import behind
 from sqlalchemy import Engine, event, insert
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import Session, SQLModel, create_engine
-from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.pool import StaticPool
 from waiting import until
 
@@ -219,24 +220,6 @@ def test_child_begins_anew(engine: Engine) -> None:
             finally:
                 os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-async def test_hits_of_an_asyncio_engine_are_left_alone(tmp_path: Path) -> None:
-    """A thread has no use for its connections; `averify` compares its rows."""
-    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/async.db")
-    async with engine.begin() as connection:
-        await connection.run_sync(SQLModel.metadata.create_all)
-    async with AsyncSession(engine) as session:
-        session.add(Hero(id=1, name="Rusty"))
-        await session.commit()
-    SQLModelCache.configure(verify=1.0)
-    for _ in range(2):
-        async with AsyncSession(engine) as session:
-            await session.get_one(Hero, 1)
-    assert SQLModelCache.stats().hits == 1
-    assert not [thread for thread in threading.enumerate() if thread.name == THREAD]
-    assert (await SQLModelCache.averify(Hero, engine)).matched == 1
-    await engine.dispose()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, True, "0.1", None])
