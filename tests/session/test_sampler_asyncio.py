@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import url_of
+from conftest import Store, url_of
 from models import Hero
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -40,12 +40,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
 
 
 @asynccontextmanager
-async def heroes(url: URL, **options: Any) -> AsyncIterator[AsyncEngine]:
+async def heroes(url: URL, transport: Any = None, **options: Any) -> AsyncIterator[AsyncEngine]:
     """An engine, and the heroes in the cache. In the end it lends nothing, and no task of ours is left."""
     engine = create_async_engine(url, **options)
     before = asyncio.all_tasks()
     try:
-        await fill(engine)
+        await fill(engine, transport)
         yield engine
         assert asyncio.all_tasks() == before
         assert not [thread for thread in threading.enumerate() if thread.name == THREAD]
@@ -55,9 +55,9 @@ async def heroes(url: URL, **options: Any) -> AsyncIterator[AsyncEngine]:
         await engine.dispose()
 
 
-async def fill(engine: AsyncEngine) -> None:
+async def fill(engine: AsyncEngine, transport: Any = None) -> None:
     """Configure a cache, and have the heroes in it."""
-    SQLModelCache.configure(verify=1.0)
+    SQLModelCache.configure(transport, verify=1.0)
     for pk in (1, 2):
         await read(engine, pk)
 
@@ -95,9 +95,11 @@ async def rename_behind(engine: AsyncEngine) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"execution_options": {"cache_ttl": 60}}])
-async def test_stale_hit_is_found(url: URL, options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+async def test_stale_hit_is_found(
+    url: URL, store: Store, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     """By the coroutine that has it, or in its greenlet, before it returns; the next get reads the database."""
-    async with heroes(url) as engine:
+    async with heroes(url, store.transport) as engine:
         assert await read(engine, **options) == "Rusty"
         assert (verified(), SQLModelCache.stats().discrepancies) == (1, 0)
         await rename_behind(engine)
