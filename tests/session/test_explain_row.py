@@ -188,7 +188,7 @@ async def test_aexplain(redis_url: str, redis_client: redis.Redis, tmp_path: Pat
     assert (found.state, found.usable, found.ttl) == ("value", True, None)  # that transport tells no TTL
     with pytest.raises(ConfigurationError, match="a Session needs a transport that AsyncOnly cannot give"):
         SQLModelCache.explain(Hero, 1, bind=engine)
-    with pytest.raises(ConfigurationError, match="SQLModelCache.explain"):
+    with pytest.raises(ConfigurationError, match="of a model alone"):
         await SQLModelCache.aexplain(Hero, None, bind=engine)
 
     SQLModelCache.configure(transport)

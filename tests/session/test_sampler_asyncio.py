@@ -1,4 +1,4 @@
-"""`configure(verify=...)` with asyncio engines: the get that is drawn waits for its verification, and nothing outlives it."""
+"""`configure(verify=...)` with asyncio engines: the get that is drawn waits for it, and nothing outlives the get."""
 
 from __future__ import annotations
 
