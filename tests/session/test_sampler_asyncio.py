@@ -110,6 +110,20 @@ async def test_stale_hit_is_found(
         assert await read(engine, **options) == "Rusty-Man"
 
 
+async def test_hit_that_somebody_listens_to_is_verified(url: URL) -> None:
+    """It is made in a greenlet, because a listener may wait for something."""
+    async with heroes(url) as engine:
+
+        @event.listens_for(Hero, "load")
+        def _loaded(*_: object) -> None: ...
+
+        try:
+            await read(engine)
+            assert verified() == 1
+        finally:
+            event.remove(Hero, "load", _loaded)
+
+
 async def test_only_what_is_drawn_takes_a_connection(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a hundred hits ten, with a share of a tenth; with none nothing is even drawn."""
     async with heroes(url) as engine:
