@@ -181,7 +181,7 @@ async def test_aexplain(redis_url: str, redis_client: redis.Redis, tmp_path: Pat
     async with AsyncSession(engine) as session:
         session.add(Hero(id=1, name="Rusty"))
         await session.commit()
-    assert (await SQLModelCache.aexplain(Hero, 1, bind=engine)).state == "nothing"
+    assert (await SQLModelCache.aexplain(Hero, 2, bind=engine)).state == "nothing"
     async with AsyncSession(engine) as session:
         await session.get(Hero, 1)
         found = await SQLModelCache.aexplain(Hero, 1, bind=session)
