@@ -17,7 +17,7 @@ from models import Hero
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
-from sqlmodel import Session, SQLModel, create_engine
+from sqlmodel import Session, SQLModel, create_engine, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from sqlmodel_cache import SQLModelCache, _sampler, _sqlalchemy
@@ -284,3 +284,18 @@ def test_loop_ends_in_the_middle_of_it(url: URL, leaves: str, caplog: pytest.Log
     assert [task.cancelled() for task in left] == [True]
     asyncio.run(begin_anew())
     assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+async def test_locked_table_is_not_waited_for(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SELECT that the server holds up is cancelled; the hit is returned, and its session goes on."""
+    monkeypatch.setattr(_sampler, "PATIENCE", 0.05)
+    lock, options = "LOCK TABLE hero IN ACCESS EXCLUSIVE MODE", {}
+    if url.get_backend_name() == "sqlite":  # whose driver cannot be stopped before its own time-out
+        lock, options = "BEGIN EXCLUSIVE", {"timeout": 0.5}
+    async with heroes(url, connect_args=options) as engine, engine.connect() as connection:
+        await connection.exec_driver_sql(lock)
+        async with AsyncSession(engine) as session:
+            assert (await session.get_one(Hero, 1)).name == "Rusty"
+            assert verified() == 0
+            await connection.rollback()
+            assert (await session.exec(select(Hero.name).where(Hero.id == 1))).one() == "Rusty"
