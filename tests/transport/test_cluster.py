@@ -94,6 +94,9 @@ def test_each_effect_is_answered(call: Caller) -> None:
     granted = fill(call)
     assert call(LOOKUP) == PAYLOAD
     assert call(LEASE) == Hit(PAYLOAD)
+    left = call.ttl(ENTRY.row)
+    assert left is not None
+    assert 0 < left <= TTL_MS / 1000
     assert call(Begin(ALL, TOKEN, FENCE_TTL_MS)) is None
     assert call(LOOKUP) is None
     assert call(LEASE) == Fenced()

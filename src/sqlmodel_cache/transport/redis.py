@@ -142,12 +142,11 @@ class RedisSyncTransport:
             raise _commands.failed(effect, error) from error
 
     def ttl(self, key: str) -> float | None:
-        """Return the seconds that a key has left, asked through the given client; None if it does not tell."""
+        """Return the seconds that a key has left; None if Redis does not tell."""
         try:
-            left: Any = self.client.pttl(_commands.key_bytes(key))
+            return _commands.seconds(self._reads.send([_commands.time_left(key)])[0])
         except TROUBLE:
             return None
-        return left / 1000 if isinstance(left, int) and left >= 0 else None
 
     def _together(self, wire: Server | Cluster, effects: Sequence[Effect[Any]]) -> list[Any]:
         parcel = _commands.pack(effects, by_slot=self._by_slot)
@@ -264,6 +263,14 @@ class RedisAsyncTransport:
         if type(effect) in _BATCHED:
             return await here.batches.execute(effect)
         return await here.execute(effect)
+
+    async def attl(self, key: str) -> float | None:
+        """Return the seconds that a key has left; None if Redis does not tell."""
+        timeout = self.limits.seconds(commit=False)
+        try:
+            return _commands.seconds((await self._here().wire.send([_commands.time_left(key)], timeout))[0])
+        except TROUBLE:
+            return None
 
     def limit(self, timeout_ms: int, commit_timeout_ms: int) -> None:
         """Take the time-outs that `configure()` says, where the constructor was told none."""
