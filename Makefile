@@ -56,7 +56,7 @@ SOAK_TOPOLOGY ?= single
 SOAK_CHANGES ?= 1000000
 
 soak: $(VENV)/dev.stamp
-	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong $(if $(filter single,$(SOAK_TOPOLOGY)),--others followed,--topology $(SOAK_TOPOLOGY))
+	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong --others followed --topology $(SOAK_TOPOLOGY)
 	$(VENV)/bin/python -m soak.following --changes $(SOAK_CHANGES) --kills 20
 
 COMPAT_ARGS ?=
