@@ -9,8 +9,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from follow.conftest import PATIENCE, Following, catch_up, eventually, following
-from follow.tables import Event, OldEvent
+from follow.conftest import PATIENCE, Following, catch_up, eventually, following, remembered
+from follow.tables import City, Event, OldEvent
 from follow.test_loss import hits, warm
 from follow.test_stream import DAY, ID, OLD_DAY, hit
 from models import Team, add_hero, get_hero
@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from sqlmodel_cache import SQLModelCache
+from sqlmodel_cache.follow import _connect
 from sqlmodel_cache.follow._connect import connect_replication
 from sqlmodel_cache.follow._stream import Stream
 
@@ -193,6 +194,45 @@ def test_follower_that_is_frozen_before_it_replicates_does_not_lead(database: En
         frozen.close()
 
 
+def test_follower_without_the_lock_changes_nothing(
+    database: Engine, outside: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has it may be about to make the slot, which waits for all that write: nobody else makes one meanwhile."""
+    SQLModelCache.configure()
+    monkeypatch.setattr(_connect, "_IDLE_MS", 1000 * PATIENCE)
+    holder: Any = SQLModelCache.follower(database).source
+    other = SQLModelCache.follower(database).source
+    other.setup()
+    outside.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+    slots = "SELECT count(*) FROM pg_replication_slots"
+    try:
+        holder._replication = connect_replication(holder._where)
+        assert holder._locked()
+        assert other.lead() is False
+        assert outside.execute(slots).fetchone() == (0,)
+        holder.close()
+        eventually(other.lead)
+        assert outside.execute(slots).fetchone() == (1,)
+    finally:
+        holder.close()
+        other.close()
+
+
+def test_table_that_inherits_later_is_published(database: Engine, outside: psycopg.Connection[Any]) -> None:
+    """PostgreSQL publishes a table with those that inherit from it then, and leaves out those that come later."""
+    SQLModelCache.configure()
+    with following(database):
+        catch_up(outside)
+        before = remembered(database)
+        outside.execute("CREATE TABLE follow_later (PRIMARY KEY (id)) INHERITS (follow_city)")
+        outside.execute("INSERT INTO follow_later VALUES (7, 'old')")
+        eventually(lambda: remembered(database) != before)  # it has seen the table, and all that wrote before has ended
+        eventually(lambda: hit(database, City, 7)[0])
+        outside.execute("UPDATE follow_later SET note = 'new'")
+        catch_up(outside)
+        assert hit(database, City, 7)[1]["note"] == "new"
+
+
 def test_model_of_a_partition_is_followed(database: Engine, outside: psycopg.Connection[Any]) -> None:
     """A partition that has a model of its own is told of what is published as its table's."""
     SQLModelCache.configure()
@@ -228,14 +268,33 @@ def test_model_of_a_partition_needs_no_other(
         assert hit(database, OldEvent, (OLD_DAY, ID))[1]["note"] == "new"
 
 
-def test_view_in_a_tables_place_is_reported(database: Engine, outside: psycopg.Connection[Any]) -> None:
-    """What it shows changes in other tables: the model is named, the others are followed."""
+@pytest.mark.parametrize(
+    ("kind", "statements"),
+    [
+        ("view", "CREATE VIEW follow_full AS SELECT 1 AS id, 'x'::text AS note"),
+        ("materialized view", "CREATE MATERIALIZED VIEW follow_full AS SELECT 1 AS id, 'x'::text AS note"),
+        (
+            "foreign table",
+            "CREATE FOREIGN DATA WRAPPER follow; CREATE SERVER follow FOREIGN DATA WRAPPER follow; "
+            "CREATE FOREIGN TABLE follow_full (id int, note text) SERVER follow",
+        ),
+    ],
+)
+def test_view_in_a_tables_place_is_reported(
+    database: Engine, outside: psycopg.Connection[Any], kind: str, statements: str
+) -> None:
+    """What it shows changes in other tables: the model is named, the others are followed.
+
+    A view beside a table of that name, in another schema, need not be what the model shows.
+    """
     SQLModelCache.configure()
-    outside.execute("DROP TABLE follow_full; CREATE VIEW follow_full AS SELECT 1 AS id, 'x'::text AS note")
+    outside.execute(f"DROP TABLE follow_full; {statements}".encode())
+    outside.execute("CREATE SCHEMA reports CREATE VIEW follow_city AS SELECT 1 AS id, 'x'::text AS note")
     try:
         with following(database) as running:
             eventually(lambda: running.stats.problems)
             ((what, _),) = running.stats.problems
-            assert what == '"public"."follow_full" is a view: what it shows changes elsewhere'
+            assert what == f'"public"."follow_full" is a {kind}: what it shows changes elsewhere'
     finally:
-        outside.execute("DROP VIEW follow_full")
+        outside.execute("DROP SCHEMA reports CASCADE; DROP FOREIGN DATA WRAPPER IF EXISTS follow CASCADE")
+        outside.execute(f"DROP {kind} IF EXISTS follow_full".encode())

@@ -24,7 +24,7 @@ class Member:
     """A table whose rows a cached table shows: itself, a partition, or one that inherits from it.
 
     Attributes:
-        above: where its root is itself a partition, the tables as whose its changes may be published.
+        above: the other tables that it is a partition of: its changes may be published as theirs.
         via_root: its changes are published as those of its root, because it is a partition.
         filtered: the publication leaves out some of its rows.
         digest: changes with its columns, with its storage (TRUNCATE, a rewrite), with its identity, and when it
@@ -339,7 +339,7 @@ SELECT rn.nspname::text, r.relname::text, n.nspname::text, c.relname::text,
        ARRAY(SELECT ARRAY[an.nspname::text, ac.relname::text]
              FROM pg_partition_ancestors(c.oid) AS a
              JOIN pg_class AS ac ON ac.oid = a.relid JOIN pg_namespace AS an ON an.oid = ac.relnamespace
-             WHERE r.relispartition AND a.relid NOT IN (c.oid, r.oid)),
+             WHERE a.relid NOT IN (c.oid, r.oid)),
        c.relkind::text,
        c.relispartition AND c.oid <> r.oid, c.relpersistence = 'p',
        CASE c.relreplident
