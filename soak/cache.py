@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 
-import redis
-
 from soak.clients import client
 from sqlmodel_cache import RedisSyncTransport, SQLModelCache
 
-SQLModelCache.configure(RedisSyncTransport(client(redis, os.environ["SOAK_REDIS_URL"])))
+SQLModelCache.configure(RedisSyncTransport(client(os.environ["SOAK_REDIS_URL"])))

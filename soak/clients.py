@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import redis
+import redis.asyncio
 import redis.asyncio.cluster
 import redis.asyncio.sentinel
 import redis.cluster
@@ -12,13 +14,9 @@ import redis.sentinel
 MASTER = "mymaster"  # as the sentinels of the tests call it
 
 
-def client(module: Any, url: str) -> Any:
-    """Return a client of a Redis, of a cluster (`cluster://host:port,...`), or of a sentinel's master.
-
-    Args:
-        module: `redis` or `redis.asyncio`.
-        url: of a server, or of all nodes or sentinels.
-    """
+def client(url: str, *, to_async: bool = False) -> Any:
+    """Return a client of a Redis, of a cluster (`cluster://host:port,...`), or of a sentinel's master."""
+    module: Any = redis.asyncio if to_async else redis
     scheme, _, addresses = url.partition("://")
     if scheme == "redis":
         return module.Redis.from_url(url, socket_timeout=0.5)

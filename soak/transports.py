@@ -7,8 +7,6 @@ import random
 import time
 from typing import Any
 
-import redis
-import redis.asyncio
 from redis.exceptions import RedisError
 from sqlalchemy import Engine
 from sqlalchemy.util import await_only
@@ -131,7 +129,7 @@ class NaiveAsyncTransport(RedisAsyncTransport):
 
 def transports(mode: str, url: str) -> tuple[RedisSyncTransport, RedisAsyncTransport]:
     """Return both transports of a mode. The async client belongs to the event loop that first uses it."""
-    sync, async_ = client(redis, url), client(redis.asyncio, url)
+    sync, async_ = client(url), client(url, to_async=True)
     if mode == "naive":
         return NaiveSyncTransport(sync), NaiveAsyncTransport(async_)
     return SlowSyncTransport(sync), SlowAsyncTransport(async_)

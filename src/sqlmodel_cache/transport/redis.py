@@ -253,7 +253,7 @@ class RedisAsyncTransport:
         self._slots = _slots(self._members)
         # A connection belongs to the event loop that opened it, and so does a batch.
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
-        # 1 A: is the client free? yes   2 B, in another thread: is it? yes   3 both take it, and each other's connections
+        # 1 A: the client is free   2 B, in another thread: it is   3 A, B: take it, and each other's connections
         # So the loop that takes it takes it out of here, which only one can.
         self._free: list[Any] = [client] if self._members is None and not _clients.is_own_to_be(client) else []
 
