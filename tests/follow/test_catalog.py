@@ -179,6 +179,20 @@ def test_table_that_is_locked_does_not_hold_up_the_others(
             assert running.stats.restarts == 0
 
 
+def test_table_that_is_dropped_between_two_looks_is_not_missed(
+    database: Engine, outside: psycopg.Connection[Any]
+) -> None:
+    """The first look finds it, to be published; by the time that this is done it is gone: the follower goes on."""
+    SQLModelCache.configure()
+    source: Any = SQLModelCache.follower(database).source
+    source.setup()
+    outside.execute(f"ALTER PUBLICATION {NAME} DROP TABLE follow_full".encode())
+    state = source._look(outside)
+    assert [member.name.table for member in state.unpublished] == ["follow_full"]
+    outside.execute("DROP TABLE follow_full")
+    assert source._watch.publish(outside, state) == source._look(outside)
+
+
 def test_follower_that_is_frozen_before_it_replicates_does_not_lead(database: Engine) -> None:
     """It has the lock, and nobody would hear that it says nothing: its idle session is ended."""
     SQLModelCache.configure()

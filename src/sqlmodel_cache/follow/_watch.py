@@ -40,14 +40,15 @@ class Watch:
         """Complete the publication, if this role may, and return the state then.
 
         1 X: VACUUM or CREATE INDEX CONCURRENTLY locks a table   2 F: would wait for that, and follow nothing meanwhile
-        So a table that is locked joins later.
+        So a table that is locked joins later, and one that has been dropped since the look is not missed: PostgreSQL
+        has it in some of a look's answers then, and not in others.
         """
         if state.publication is None or not state.publication.mine:
             return state
         sound = replace(state, members=tuple(each for each in state.members if each.logged and each.identified))
         statements = list(_catalog.publication_sql(sound, self._name))
         for statement in statements:
-            with suppress(psycopg.errors.LockNotAvailable), sql.transaction():
+            with suppress(psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable), sql.transaction():
                 sql.execute(f"SET LOCAL lock_timeout = {LOCK_MS}".encode())
                 sql.execute(statement.encode())
         return _catalog.look(sql, self._name, self._stale.tables()) if statements else state
