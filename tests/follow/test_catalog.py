@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -191,6 +192,22 @@ def test_table_that_is_dropped_between_two_looks_is_not_missed(
     assert [member.name.table for member in state.unpublished] == ["follow_full"]
     outside.execute("DROP TABLE follow_full")
     assert source._watch.publish(outside, state) == source._look(outside)
+
+
+def test_table_that_is_dropped_during_a_look_costs_another_look(
+    database: Engine, outside: psycopg.Connection[Any], logical_url: str
+) -> None:
+    """PostgreSQL opens every published table for it, and fails when one is gone by then."""
+    SQLModelCache.configure()
+    source: Any = SQLModelCache.follower(database).source
+    source.setup()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+    with psycopg.connect(logical_url, autocommit=True) as follower, ThreadPoolExecutor(1) as thread:
+        with psycopg.connect(logical_url) as dropper:
+            dropper.execute("DROP TABLE follow_full")
+            look = thread.submit(source._look, follower)
+            eventually(lambda: outside.execute(waiting, (follower.info.backend_pid,)).fetchone() == (1,))
+        assert "follow_full" not in {member.name.table for member in look.result(PATIENCE).members}
 
 
 def test_follower_that_is_frozen_before_it_replicates_does_not_lead(database: Engine) -> None:

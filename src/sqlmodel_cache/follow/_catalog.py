@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from ._source import Name, Problem, quoted
 
 STARTING = "sqlmodel-cache: starting"
 OLDEST_VERSION = 130_000  # publish_via_partition_root, pg_current_snapshot()
+LOOKS = 5  # of which the last may fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,17 @@ def ready(tables: dict[Name, str], history: str) -> str:
 
 
 def look(connection: psycopg.Connection[Any], name: str, tables: Sequence[str]) -> State:
-    """Return the state of what is named `name`, and of all tables with these names."""
+    """Return the state of what is named `name`, and of all tables with these names.
+
+    1 F: looks   2 X: drops a published table   3 F: PostgreSQL cannot open it any more, an internal error: looks again
+    """
+    for _ in range(LOOKS - 1):
+        with suppress(psycopg.errors.InternalError_):
+            return _look(connection, name, tables)
+    return _look(connection, name, tables)
+
+
+def _look(connection: psycopg.Connection[Any], name: str, tables: Sequence[str]) -> State:
     return State(
         Server(*_one(connection, _SERVER, ())),
         _maybe(Publication, connection, _PUBLICATION, (name,)),
