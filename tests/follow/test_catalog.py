@@ -21,6 +21,7 @@ from sqlmodel import Session
 from sqlmodel_cache import SQLModelCache
 from sqlmodel_cache.follow import _connect
 from sqlmodel_cache.follow._connect import connect_replication
+from sqlmodel_cache.follow._source import SourceError
 from sqlmodel_cache.follow._stream import Stream
 
 NAME = "sqlmodel_cache_postgres"
@@ -178,6 +179,45 @@ def test_table_that_is_locked_does_not_hold_up_the_others(
             holder.rollback()
             eventually(lambda: get_hero(database, pk).name == "new")
             assert running.stats.restarts == 0
+
+
+def test_published_table_that_is_locked_does_not_hold_up_the_others(
+    database: Engine, outside: psycopg.Connection[Any], logical_url: str
+) -> None:
+    """A look at the catalog opens it, and ALTER TABLE may keep it locked for as long as it takes."""
+    SQLModelCache.configure()
+    pk = add_hero(database)
+    waiting = (
+        "SELECT count(*) > 0 FROM pg_stat_activity "
+        "WHERE application_name = 'sqlmodel-cache follow' AND wait_event_type = 'Lock'"
+    )
+    with following(database) as running:
+        catch_up(outside)
+        warm(database, pk)
+        with psycopg.connect(logical_url) as holder:
+            holder.execute("LOCK TABLE gadget IN ACCESS EXCLUSIVE MODE")
+            eventually(lambda: outside.execute(waiting).fetchone() == (True,))
+            outside.execute("UPDATE hero SET name = 'new'")
+            catch_up(outside)
+            assert get_hero(database, pk).name == "new"
+        assert running.stats.restarts == 0
+
+
+def test_follower_that_could_not_look_yet_reads_nothing(
+    database: Engine, outside: psycopg.Connection[Any], logical_url: str
+) -> None:
+    """It does not know which tables show whose rows: what it read would be confirmed, and invalidated in part."""
+    SQLModelCache.configure()
+    source = SQLModelCache.follower(database).source
+    source.setup()
+    try:
+        eventually(source.lead)
+        with psycopg.connect(logical_url) as holder:
+            holder.execute("LOCK TABLE gadget IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(SourceError, match="lock timeout"):
+                source.watch()
+    finally:
+        source.close()
 
 
 def test_table_that_is_dropped_between_two_looks_is_not_missed(

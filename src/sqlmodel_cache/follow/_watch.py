@@ -7,8 +7,8 @@ before: their changes are never sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,20 @@ from ._catalog import Member, State
 from ._changes import Batch, Stale
 from ._source import Name
 
-LOCK_MS = 1000  # that a table which joins the publication is waited for, and with it all that the follower does
+LOCK_MS = 1000  # that a table which others have locked is waited for, and with it all that the follower does
+
+
+@contextmanager
+def impatient(sql: psycopg.Connection[Any]) -> Iterator[None]:
+    """Let a connection wait for no lock for longer than `LOCK_MS`.
+
+    1 X: ALTER TABLE locks a published table   2 F: a look opens it, and would wait, and follow nothing meanwhile
+    """
+    sql.execute(f"SET lock_timeout = {LOCK_MS}".encode())
+    try:
+        yield
+    finally:
+        sql.execute("RESET lock_timeout")
 
 
 class Watch:
