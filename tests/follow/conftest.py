@@ -1,4 +1,4 @@
-"""A PostgreSQL that can be followed, and followers in threads."""
+"""A PostgreSQL and a MariaDB that can be followed, and followers in threads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,7 +18,7 @@ from sqlmodel import create_engine
 from waiting import until
 
 from sqlmodel_cache import SQLModelCache
-from sqlmodel_cache.follow import Follower, _follower, _outbox, _stream
+from sqlmodel_cache.follow import Follower, _binlog, _follower, _outbox, _stream
 
 PATIENCE = 30.0  # seconds: what is not about time must not depend on how busy the machine is
 
@@ -32,10 +33,30 @@ def logical_url() -> Iterator[str]:
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def maria_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a MariaDB that was never started."""
+    data = tmp_path_factory.mktemp("maria") / "data"
+    servers.MariaServer.install(data)
+    return data
+
+
+@pytest.fixture(scope="session")
+def maria(maria_data: Path) -> Iterator[servers.MariaServer]:
+    """A real MariaDB with a binary log that can be followed."""
+    server = servers.MariaServer(copy_of=maria_data)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Followers of this process look, try and report ten times as often: a test waits for what they see."""
     monkeypatch.setattr(_stream, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(_binlog, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(_binlog, "ADVANCE_SECONDS", 0.1)
     monkeypatch.setattr(_outbox, "ALIVE_SECONDS", 0.1)
     for name in ("READ_SECONDS", "ELECTION_SECONDS", "RETRY_SECONDS", "REPORT_SECONDS"):
         monkeypatch.setattr(_follower, name, 0.1)
