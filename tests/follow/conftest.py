@@ -51,6 +51,15 @@ def maria(maria_data: Path) -> Iterator[servers.MariaServer]:
         server.stop()
 
 
+@pytest.fixture
+def place(maria: servers.MariaServer) -> Iterator[Any]:
+    """A database on it, a `maria.Place`, with empty tables and nothing set up."""
+    from follow.maria import place_on  # which imports from here
+
+    with place_on(maria) as made:
+        yield made
+
+
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Followers of this process look, try and report ten times as often: a test waits for what they see."""

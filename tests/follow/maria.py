@@ -9,7 +9,8 @@ from typing import Any
 
 import servers
 from follow.conftest import Following, eventually
-from models import Badge, Gadget, Hero, Team
+from follow.test_stream import hit
+from models import Badge, Gadget, Hero, Team, get_hero
 from sqlalchemy import Engine
 from sqlmodel import Field, SQLModel, create_engine
 
@@ -48,12 +49,16 @@ class Place:
     def __init__(self, server: servers.MariaServer) -> None:
         self.server = server
         self.engine: Engine = create_engine(server.url)
-        self.outside = server.connect()
-        self.root = server.connect("root", "", "app")
-        self._writes = 0
+        self.connect()
         self.forget()
         SQLModel.metadata.create_all(self.engine, tables=[model.__table__ for model in MODELS])
         self.write("CREATE TABLE tick (id int PRIMARY KEY, n int); INSERT INTO tick VALUES (1, 0)")
+
+    def connect(self) -> None:
+        """Connect, for the first time or after the server was away."""
+        self.outside = self.server.connect()
+        self.root = self.server.connect("root", "", "app")
+        self.engine.dispose()
 
     def forget(self) -> None:
         """Drop every table, and every database but this one."""
@@ -63,6 +68,13 @@ class Place:
         self.write("SET foreign_key_checks = 1")
         for (name,) in self.ask("SHOW DATABASES LIKE 'other%'", of_root=True):
             self.write(f"DROP DATABASE {name}", of_root=True)
+
+    def renew(self, rows: str) -> None:
+        """Put rows in the place of all others, and wait until that is known."""
+        for model in reversed(MODELS):
+            self.write(f"DELETE FROM {model.__table__.name}")
+        self.write(rows)
+        self.catch_up()
 
     def write(self, sql: str, *, of_root: bool = False) -> None:
         """Execute statements, each in a transaction of its own unless they say otherwise."""
@@ -97,6 +109,15 @@ class Place:
         self.engine.dispose()
         for connection in (self.outside, self.root):
             connection.close()
+
+    def warm(self, model: type, pk: Any) -> None:
+        """Cache a row."""
+        hit(self.engine, model, pk)
+        assert hit(self.engine, model, pk)[0]
+
+    def name_of(self, pk: int) -> str:
+        """Return a hero's name, as the library reads it."""
+        return get_hero(self.engine, pk).name
 
 
 @contextmanager

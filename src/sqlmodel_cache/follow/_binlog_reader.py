@@ -19,7 +19,7 @@ from ._source import SourceError
 
 HEARTBEAT_SECONDS = 0.25  # between two events of a log to which nothing is added
 
-_SAME = {None, "utf8", "ascii", "cp1252"}  # encodings that Python and the server understand alike
+_SAME = {None, "utf8", "ascii", "cp1252", "binary"}  # encodings that Python and the server understand alike
 
 
 class Unreadable(Exception):
