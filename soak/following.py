@@ -116,6 +116,7 @@ class Maria:
     def caught_up(self) -> Callable[[], bool]:
         """Return the question whether everything up to now has been invalidated and confirmed."""
         end = self.execute("SHOW MASTER STATUS")
+        self.execute("UPDATE soak_followed SET version = version + 1 WHERE id = 0")  # a mark is where a change ends
         return lambda: (self.execute("SELECT file, position FROM sqlmodel_cache_follow") or ()) >= (end or ())[:2]
 
     def close(self) -> None:

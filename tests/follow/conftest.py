@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -29,24 +28,6 @@ def logical_url() -> Iterator[str]:
     server = servers.PostgresServer("wal_level = logical", "max_replication_slots = 20")
     try:
         yield server.url
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="session")
-def maria_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data directory of a MariaDB that was never started."""
-    data = tmp_path_factory.mktemp("maria") / "data"
-    servers.MariaServer.install(data)
-    return data
-
-
-@pytest.fixture(scope="session")
-def maria(maria_data: Path) -> Iterator[servers.MariaServer]:
-    """A real MariaDB with a binary log that can be followed."""
-    server = servers.MariaServer(copy_of=maria_data)
-    try:
-        yield server
     finally:
         server.stop()
 

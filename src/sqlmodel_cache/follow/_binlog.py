@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from pymysql.err import Error
@@ -155,7 +156,7 @@ class Binlog:
             self._stranded = True
         elif mark.tables != digest:  # whoever led before has passed over tables that it did not know
             self._stranded = True
-        self._confirmed = self._read = mark._replace(tables=digest)
+        self._confirmed = self._read = replace(mark, tables=digest)
         self._open(mark)
         self._discard = False
 
@@ -163,7 +164,7 @@ class Binlog:
         self._log = _reader.Log(self._settings, mark, self._changes.names)
         if mark.began not in (0, self._log.began):
             raise _PositionLost("the log was begun anew")
-        self._confirmed = self._read = self._read._replace(began=self._log.began)
+        self._confirmed = self._read = replace(self._read, began=self._log.began)
 
     def _digest(self) -> str:
         tables = [str(cached) for cached in self._stale.cached_tables()]
@@ -247,7 +248,7 @@ class Binlog:
             case RotateEvent():
                 self._turn(event)
             case FormatDescriptionEvent():
-                self._read = self._read._replace(began=event.timestamp)
+                self._read = replace(self._read, began=event.timestamp)
             case StopEvent():
                 self._closed = True
             case BeginLoadQueryEvent() | ExecuteLoadQueryEvent():
@@ -255,7 +256,7 @@ class Binlog:
             case NotImplementedEvent() if event.event_type not in _HARMLESS:
                 changes.lost(event.timestamp)
         if event.packet.log_pos and not changes.within:
-            self._read = self._read._replace(position=event.packet.log_pos)
+            self._read = replace(self._read, position=event.packet.log_pos)
 
     def _turn(self, event: RotateEvent) -> None:
         """Go on in another file. A server that has not ended the one before has crashed, and may have lost commits."""
@@ -268,7 +269,7 @@ class Binlog:
                 self._changes.lost(time.time())
             self._closed = False
             self._changes.passed = True
-            self._read = self._read._replace(file=event.next_binlog, position=event.position)
+            self._read = replace(self._read, file=event.next_binlog, position=event.position)
 
     def confirm(self, batch: Batch) -> None:
         """Say that a batch has been invalidated: it will not come again."""

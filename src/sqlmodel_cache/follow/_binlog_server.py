@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 from pymysql.connections import Connection
@@ -72,7 +72,8 @@ def connect(settings: Mapping[str, Any], **more: Any) -> Wire:
     return Wire(**{**settings, **own, "charset": "utf8mb4", **more})
 
 
-class Mark(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Mark:
     """Up to where everything has been invalidated.
 
     Attributes:
@@ -246,7 +247,7 @@ def await_visible(sql: Wire, name: str, database: str) -> None:
 def remember(sql: Wire, name: str, database: str, mark: Mark) -> None:
     """Leave word for the next follower."""
     fields = "server = %s, file = %s, position = %s, began = %s, tables = %s"
-    sql.rows(f"UPDATE {_table(database)} SET {fields} WHERE name = %s", *mark, name)  # noqa: S608
+    sql.rows(f"UPDATE {_table(database)} SET {fields} WHERE name = %s", *astuple(mark), name)  # noqa: S608
 
 
 def problems(state: State, database: str, names: Iterable[str]) -> Iterator[Problem]:
