@@ -136,10 +136,10 @@ class Binlog:
             state = self._look(self._sql)
             self._refuse(state)
             self._learn(self._sql)
-            self._begin(self._sql, state)
+            self._begin(state)
             return True
 
-    def _begin(self, sql: Wire, state: State) -> None:
+    def _begin(self, state: State) -> None:
         """Read on where everything had been invalidated, or at the end of the log if that is not known.
 
         1 the log has lost what follows the mark   2 this follower begins at its end   3 it is killed   4 another leads
@@ -147,7 +147,7 @@ class Binlog:
         """
         digest = self._digest()
         mark = state.mark
-        if mark is None or self._discard or mark.server != state.server or _server.kept_bytes(sql, mark) is None:
+        if mark is None or self._discard or mark.server != state.server:
             assert state.end is not None  # noqa: S101  _refuse() has looked
             if mark is not None:
                 log.warning("the binary log does not go on where it was left: everything is invalidated")
@@ -195,8 +195,7 @@ class Binlog:
             *_server.missing(state),
             *_server.blind_spots(self._catalog),
         )
-        kept = _server.kept_bytes(sql, self._read)
-        self._health = Health(kept or 0, problems, self._health.started_over)
+        self._health = Health(_server.kept_bytes(sql, self._read), problems, self._health.started_over)
 
     def _learn(self, sql: Wire) -> None:
         """Look at what there is of tables, at the beginning and whenever the log says that this may have changed."""
@@ -255,7 +254,7 @@ class Binlog:
                 changes.lost(event.timestamp)
             case NotImplementedEvent() if event.event_type not in _HARMLESS:
                 changes.lost(event.timestamp)
-        if event.packet.log_pos and not changes.within:
+        if event.packet.log_pos:
             self._read = replace(self._read, position=event.packet.log_pos)
 
     def _turn(self, event: RotateEvent) -> None:

@@ -219,13 +219,10 @@ def _reach(edges: Mapping[Name, Sequence[_Edge]], start: Name, change: str) -> f
     return frozenset(name for name, _ in seen)
 
 
-def kept_bytes(sql: Wire, mark: Mark) -> int | None:
-    """Return how far the log goes beyond a mark; None if the server has no longer what follows it."""
-    sizes = {row[0]: int(row[1]) for row in sql.rows("SHOW BINARY LOGS")}
-    if sizes.get(mark.file, -1) < mark.position:
-        return None
-    names = list(sizes)
-    return sum(sizes[each] for each in names[names.index(mark.file) :]) - mark.position
+def kept_bytes(sql: Wire, mark: Mark) -> int:
+    """Return how far the log goes beyond a mark."""
+    names = [(row[0], int(row[1])) for row in sql.rows("SHOW BINARY LOGS")]
+    return max(0, sum(size for name, size in names if name >= mark.file) - mark.position)
 
 
 def lead(sql: Wire, name: str, database: str) -> bool:
