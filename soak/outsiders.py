@@ -148,6 +148,13 @@ def _bucket(connection: Connection, account: Writing) -> None:
     )
 
 
+def _drop(connection: Connection, account: Writing) -> None:
+    """A row that goes, for the library to insert again before the follower has heard of it."""
+    pks = _lock(connection, some_rows(1))
+    _draw(connection, account, pks, deleted=True)
+    connection.execute("DELETE FROM soak_item WHERE id = ANY (%s)", (pks,))
+
+
 def _copy(connection: Connection, account: Writing) -> None:
     """Rows that go, and come again by COPY."""
     pks = some_rows(3)
@@ -208,7 +215,7 @@ def _truncate(connection: Connection, account: Writing) -> None:
 
 
 BY_PSQL: tuple[Callable[[Connection, Writing], None], ...] = (
-    *((_upsert, _several, _bucket, _copy, _rename, _savepoint) * 5),
+    *((_upsert, _several, _bucket, _drop, _copy, _rename, _savepoint) * 5),
     _truncate,
 )
 

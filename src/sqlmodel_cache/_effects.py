@@ -159,12 +159,20 @@ class Keys(NamedTuple):
     def __bool__(self) -> bool:
         return bool(self.rows or self.tables)
 
+    def including(self, others: Keys) -> Keys:
+        """Return these keys, and others that are not among them."""
+        more = others.without(self)
+        return Keys(self.rows + more.rows, self.tables + more.tables)
+
     def without(self, others: Keys) -> Keys:
         """Return the keys that are not among others."""
         rows, tables = set(others.rows), set(others.tables)
         return Keys(
             tuple(key for key in self.rows if key not in rows), tuple(key for key in self.tables if key not in tables)
         )
+
+
+NO_KEYS = Keys((), ())
 
 
 @dataclass(frozen=True, slots=True)

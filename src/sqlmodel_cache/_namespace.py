@@ -266,11 +266,15 @@ class Naming:
 
     def keys(self, writes: WriteSet) -> Keys:
         """Return the keys that a commit of these writes must fence."""
-        rows = tuple(
-            entry.row for ref, pks in writes.rows.items() for pk in sorted(pks) for entry in self.entries(ref, pk)
-        )
         tables = tuple(key for ref in sorted(writes.tables) for key in self.table_keys(ref))
-        return Keys(rows, tables)
+        return Keys(self._row_keys(writes.rows), tables)
+
+    def new_keys(self, writes: WriteSet) -> Keys:
+        """Return the keys of the rows that these writes insert, which a commit must invalidate."""
+        return Keys(self._row_keys(writes.inserted), ())
+
+    def _row_keys(self, rows: dict[TableRef, set[str]]) -> tuple[str, ...]:
+        return tuple(entry.row for ref, pks in rows.items() for pk in sorted(pks) for entry in self.entries(ref, pk))
 
 
 def held_connection(session: Session | None, bind: Engine | Connection) -> Engine | Connection:

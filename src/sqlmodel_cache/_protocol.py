@@ -50,6 +50,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ._effects import (
     ABSENT,
+    NO_KEYS,
     Begin,
     Commit,
     Depart,
@@ -317,16 +318,34 @@ class Debts(Protocol):
 
 
 def commit(
-    keys: Keys, debts: Debts, *, refuse: bool, fence_ttl_ms: int, new_id: NewId, replicas: int = 0
+    keys: Keys,
+    debts: Debts,
+    *,
+    new: Keys = NO_KEYS,
+    refuse: bool,
+    fence_ttl_ms: int,
+    new_id: NewId,
+    replicas: int = 0,
 ) -> Plan[Outcome]:
     """Return the outcome of the database's COMMIT, with `keys` fenced around it, on so many replicas, too.
+
+    `new` rows need no fence: whoever loads one before COMMIT finds none. But their keys may be those of rows that were
+    cached, and that somebody has deleted of whom the cache has not heard, or not yet:
+
+    1 R: fills the old row   2 psql: DELETE   3 W: INSERT, COMMIT   4 R: hits the old row. So the cache is told after 3.
 
     Raises:
         InvalidationError: in `refuse` mode, when the fence could not be set; COMMIT was not sent.
     """
+    if not keys:
+        outcome = yield from perform(Commit())
+        if new and outcome is Outcome.COMMITTED:
+            yield from invalidate(new, debts, refuse=False, new_id=new_id, replicas=replicas)
+        return outcome
     token = yield from begin(keys, debts, refuse=refuse, fence_ttl_ms=fence_ttl_ms, new_id=new_id, replicas=replicas)
     outcome = yield from perform(Commit())
-    yield from end(keys, token, outcome, debts, new_id=new_id, replicas=replicas)
+    ended = keys.including(new) if outcome is Outcome.COMMITTED else keys
+    yield from end(ended, token, outcome, debts, new_id=new_id, replicas=replicas)
     return outcome
 
 

@@ -86,8 +86,11 @@ class _Target:
 
     def write(self, parameters: Sequence[Mapping[str, Any]]) -> Write:
         """Return the effect for one execution."""
-        if not (self.where or self.assigned) or not 0 < len(parameters) <= MAX_NAMED_ROWS:
+        if not (self.where or self.assigned) or not parameters:
             return self.effect
+        if len(parameters) > MAX_NAMED_ROWS:
+            names_rows = self.write(parameters[:1]).pks is not None
+            return replace(self.effect, kind="change") if names_rows and self.effect.kind == "insert" else self.effect
         rows: set[str] = set()
         for values in parameters:
             for pk in self._after(values) if not self.where else self._before_and_after(values):

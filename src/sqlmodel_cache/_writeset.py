@@ -31,8 +31,9 @@ class TableRef(NamedTuple):
 class WriteSet:
     """Rows and tables; savepoints leave it alone, because ROLLBACK TO SAVEPOINT proves nothing about triggers.
 
-    `inserted` rows and `appended` tables are not fenced at the commit: nobody can have cached a row that did not
-    exist. But until then this transaction sees them and nobody else does, so it must not fill them.
+    `inserted` rows and those in `appended` tables are not fenced at the commit: nobody can have cached a row that did
+    not exist. But until then this transaction sees them and nobody else does, so it must not fill them. And a key that
+    a statement gave may have been another row's, whose end the library was not told: it is invalidated after COMMIT.
     """
 
     rows: dict[TableRef, set[str]] = field(default_factory=dict)
@@ -45,8 +46,11 @@ class WriteSet:
         _add(self.rows, self.tables, ref, pks)
 
     def insert(self, ref: TableRef, pks: Iterable[str] | None) -> None:
-        """Add rows that are new, or the table when they are not known, or too many to name."""
-        _add(self.inserted, self.appended, ref, pks)
+        """Add rows that are new, or the table when the database makes their keys. Too many rows are a change of it."""
+        if pks is None:
+            self.appended.add(ref)
+        else:
+            _add(self.inserted, self.tables, ref, pks)
 
     def covers(self, ref: TableRef, pk: str) -> bool:
         """Return whether this transaction may see the row differently from everybody else."""

@@ -97,9 +97,9 @@ class Writer:
             raise
         except Exception:  # of a transaction that has failed: it answers no question
             log.debug("what a commit writes has no name yet")
-        keys = self._naming.keys(state.writes)
-        if keys:
-            self._commit_fenced(keys, send)
+        keys, new = self._naming.keys(state.writes), self._naming.new_keys(state.writes)
+        if keys or new:
+            self._commit_fenced(keys, new, send)
         else:
             send()
         # What a listener to the COMMIT wrote, and what had no name while the transaction had failed, comes late.
@@ -108,14 +108,15 @@ class Writer:
                 self._name(connection, state)
             except Exception as why:
                 log.warning("a commit is not invalidated, for want of the database's name: %s", why)
-            late = self._naming.keys(state.writes).without(keys)
+            late = self._naming.keys(state.writes).including(self._naming.new_keys(state.writes))
+            late = late.without(keys.including(new))
             if late:
                 self._run(
                     _protocol.invalidate(late, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
                 )
                 self._count(late, "what a listener to a COMMIT wrote")
 
-    def _commit_fenced(self, keys: Keys, send: Callable[[], None]) -> None:
+    def _commit_fenced(self, keys: Keys, new: Keys, send: Callable[[], None]) -> None:
         failure: Exception | None = None
 
         def commit() -> Outcome:
@@ -130,6 +131,7 @@ class Writer:
         plan = _protocol.commit(
             keys,
             self._driver.debts,
+            new=new,
             refuse=self._refuse,
             fence_ttl_ms=self._fence_ttl_ms,
             new_id=new_id,
@@ -140,14 +142,17 @@ class Writer:
             self._run(plan, commit)
         finally:
             self.journal.ended(keys)
-        self._count(keys, "commit" if failure is None else "a COMMIT that failed")
-        if failure is not None:
+        if failure is None:
+            self._count(keys.including(new), "commit")
+        else:
+            self._count(keys, "a COMMIT that failed")
             raise failure
 
     def begin_fence(self, connection: Connection, state: Transaction) -> None:
         """Fence the write set for a statement that commits by itself; `end_fence` follows."""
         self._name(connection, state)
-        keys = self._naming.keys(state.writes)
+        # What SQLite returns rows of is committed when the last has been fetched, which nobody says: so new rows, too.
+        keys = self._naming.keys(state.writes).including(self._naming.new_keys(state.writes))
         if keys:
             plan = _protocol.begin(
                 keys,

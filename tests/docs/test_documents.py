@@ -113,7 +113,7 @@ def test_documents_have_programs() -> None:
 
 
 STEPS = """
-insert Rusty, commit                           | INSERT, COMMIT          | -
+insert Rusty, commit                           | INSERT, COMMIT          | invalidated 1 key
 get, the first                                 | Rusty SELECT            | miss, fill
 get, in a new session                          | Rusty no connection     | hit
 get and rename in a transaction, no commit yet | UPDATE                  | hit

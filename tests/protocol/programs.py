@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sqlmodel_cache import InvalidationError, TransportError, _protocol, _searches, _verify
@@ -22,6 +23,7 @@ ENTRY = Entry("c:{db/hero:0}:1", "c:{db/hero:0}")
 HINT = Entry("c:{db/hero:1}:/key", "c:{db/hero:1}")
 HINTED = b"the row"  # what a hint says; it may say so at any time, and it may say nothing
 ROW = Keys((ENTRY.row,), ())
+ANOTHER_ROW = Keys(("c:{db/hero:0}:2",), ())
 TABLE = Keys((), (ENTRY.table,))
 NOTHING = Keys((), ())
 
@@ -186,6 +188,7 @@ def remembering_reader() -> Program:
 def writer(
     keys: Keys = ROW,
     *,
+    new: Keys = NOTHING,
     touches: bool = True,
     refuse: bool = True,
     commit: CommitPlan = _protocol.commit,
@@ -197,6 +200,7 @@ def writer(
 
     Args:
         keys: its write set.
+        new: rows that it inserts.
         touches: whether the row is among what it writes.
         refuse: as in the plan: whether a commit that cannot be fenced is refused.
         commit: the plan, or a mutant of it.
@@ -207,21 +211,21 @@ def writer(
 
     def program(process: Process) -> Plan[Any]:
         new_id = process.same_id if same_id else process.new_id
+        send = partial(commit, new=new) if new else commit
         for _ in range(1 + retries):
             yield from perform(Update(touches))
             if before is not None:
                 yield from before(process)
             try:
-                outcome = yield from commit(
-                    keys, process.debts, refuse=refuse, fence_ttl_ms=FENCE_TTL_MS, new_id=new_id
-                )
+                outcome = yield from send(keys, process.debts, refuse=refuse, fence_ttl_ms=FENCE_TTL_MS, new_id=new_id)
             except InvalidationError:
                 yield from perform(Abort())
                 return Outcome.FAILED
             if outcome is not Outcome.FAILED:
                 break
         if process.debts.owed:
-            yield from _protocol.settle(keys, process.debts, fence_ttl_ms=FENCE_TTL_MS, new_id=new_id)
+            owed = keys.including(new)
+            yield from _protocol.settle(owed, process.debts, fence_ttl_ms=FENCE_TTL_MS, new_id=new_id)
         return outcome
 
     return program

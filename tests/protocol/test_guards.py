@@ -12,7 +12,9 @@ import pytest
 from protocol import mutants
 from protocol.programs import (
     FINGERPRINT,
+    NOTHING,
     OTHER_RELEASE,
+    ROW,
     TABLE,
     finder,
     keeper,
@@ -176,6 +178,9 @@ GUARDS = {
         {"readers": (finder(matches=lambda version: True), reader())},
         {"answers": True},
         {"readers": (finder(), reader())},
+    ),
+    "an INSERT tells of its row, which outsiders may have deleted": Guard(
+        "a", {"writers": (writer(NOTHING),)}, {"promise": "acdj"}, {"writers": (writer(NOTHING, new=ROW),)}
     ),
     "an INSERT fences the row that is cached as missing [H10]": Guard(
         "a", {"writers": (writer(commit=mutants.never_tells),)}, {"warm": ABSENT, **NO_ROW}

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import pytest
 from protocol.programs import (
+    ANOTHER_ROW,
     CORRUPT,
     FINGERPRINT,
+    NOTHING,
     OTHER_RELEASE,
     ROW,
     TABLE,
@@ -40,6 +42,7 @@ TWO_READERS = ONE_READER * 2
 QUIET = Scenario()
 ANSWERS = Scenario(answers=True)
 AFTERWARDS = Scenario(evictions=1, restores=True, deadlines="sound", refusals=True, promise="acdjp")
+LIVES = Scenario(lost=1, evictions=1, deadlines="sound", refusals=True, promise="acdjp")
 FAULTS = Scenario(crashes=1, evictions=1, deadlines="sound", refusals=True, unknown=True)
 
 # name -> (scenario, what the long profile changes, floor of states that the short profile visits)
@@ -107,6 +110,16 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, object], int]] = {
     "missing row, cached as missing, that an INSERT makes": (
         replace(FAULTS, warm=ABSENT, row_exists=False, caches_missing=True, readers=TWO_READERS),
         {"writers": (writer(), writer())},
+        3_000,
+    ),
+    "row that outsiders have deleted, and an INSERT makes again": (
+        replace(LIVES, writers=(writer(NOTHING, new=ROW),), readers=TWO_READERS),
+        {"lost": 2, "evictions": 2, "readers": ONE_READER * 3},
+        3_000,
+    ),
+    "row that outsiders have deleted, and an INSERT makes again beside a change": (
+        replace(LIVES, writers=(writer(ANOTHER_ROW, new=ROW),), readers=TWO_READERS),
+        {"lost": 2, "evictions": 2, "readers": ONE_READER * 3},
         3_000,
     ),
     "writer that reads its own row": (

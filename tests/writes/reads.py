@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from writes.entry import Row
 from writes.tables import table_of
 
-from sqlmodel_cache import MemoryTransport, SQLModelCache
+from sqlmodel_cache import MemoryTransport, SQLModelCache, TransportError
 
 Rows = dict[Row, tuple[Any, ...]]
 
@@ -21,10 +21,13 @@ class Recorder(MemoryTransport):
     def __init__(self) -> None:
         super().__init__()
         self.effects: list[Any] = []
+        self.deaf_to: type | None = None  # a kind of effect that it does not answer
 
     def execute(self, effect: Any) -> Any:
         """Keep the effect, and answer it."""
         self.effects.append(effect)
+        if self.deaf_to is not None and isinstance(effect, self.deaf_to):
+            raise TransportError(f"{type(effect).__name__} is not heard")
         return super().execute(effect)
 
     def take(self) -> list[Any]:

@@ -47,8 +47,9 @@ from writes.tables import (
 )
 
 from sqlmodel_cache import CacheConfig, SQLModelCache
-from sqlmodel_cache._effects import Begin
+from sqlmodel_cache._effects import Begin, End
 from sqlmodel_cache._keys import SHARDS
+from sqlmodel_cache._writeset import MAX_NAMED_ROWS
 
 MODELS = [Hero, Team, Gadget, Code, Token, Day, Label, Mixed, Far, Tag, Robot, Part, Post]
 
@@ -192,6 +193,22 @@ INSERTS: dict[str, Run] = {
     "text": lambda s: s.execute(text("INSERT INTO w_hero (id, name, age) VALUES (9, 'n', 1)")),
 }
 
+# Each gives the keys 1 and 2 to new heroes, or one of them.
+GIVEN_KEYS: dict[str, Run] = {
+    "flush": lambda s: s.add(Hero(id=1, name="n")),
+    "flush-many": lambda s: s.add_all([Hero(id=pk, name="n") for pk in (1, 2)]),
+    "merge": lambda s: s.merge(Hero(id=1, name="n")),
+    "bulk": lambda s: s.execute(insert(Hero), [{"id": pk, "name": "n", "age": 1} for pk in (1, 2)]),
+    "bulk-returning": lambda s: s.execute(insert(Hero).returning(Hero), [{"id": 1, "name": "n", "age": 1}]).all(),
+    "mappings": lambda s: s.bulk_insert_mappings(Hero, [{"id": 1, "name": "n", "age": 1}]),
+    "values": lambda s: s.execute(insert(Hero).values([{"id": pk, "name": "n", "age": 1} for pk in (1, 2)])),
+    "core": lambda s: s.connection().execute(insert(table_of(Hero)).values(id=2, name="n", age=1)),
+    "beside-a-change": lambda s: (s.add(Hero(id=1, name="n")), setattr(s.get(Team, 1), "name", "n")),
+    "too-many": lambda s: s.connection().execute(
+        insert(table_of(Hero)), [{"id": pk, "name": "n", "age": 1} for pk in (1, 2, *range(100, 100 + MAX_NAMED_ROWS))]
+    ),
+}
+
 NOBODY: dict[str, Run] = {
     "flush": lambda s: s.add(Idle(id=9, name="n")),
     "flush-delete": lambda s: s.delete(s.get(Idle, 1)),
@@ -268,7 +285,7 @@ def test_unknown_rows_invalidate_their_tables(engine: Engine, transport: Recorde
 
 @pytest.mark.parametrize("name", INSERTS)
 def test_insert_fences_nothing(engine: Engine, transport: Recorder, name: str) -> None:
-    """Nobody can have cached a row that did not exist: a commit of inserts says nothing to the cache."""
+    """Nobody can have cached a row that did not exist: a commit of inserts sets no fence, and spares what is cached."""
     before = warm(engine, MODELS)
     transport.take()
     with Session(engine) as session:
@@ -281,9 +298,42 @@ def test_insert_fences_nothing(engine: Engine, transport: Recorder, name: str) -
         assert SQLModelCache.stats().bypasses >= bypasses + len(new)
         session.commit()
     assert not any(isinstance(effect, Begin) for effect in transport.take())
-    assert missed(engine, before) == []
+    assert missed(engine, before) == (rows(Tag, 1) if name == "do-nothing" else [])  # it may have inserted that row
     after = in_database(engine, MODELS)
     assert got(engine, after) == after
+
+
+@pytest.mark.parametrize("name", GIVEN_KEYS)
+def test_row_that_outsiders_have_deleted_is_not_hit_when_it_is_inserted_again(
+    engine: Engine, transport: Recorder, name: str
+) -> None:
+    """The cache holds a row that psql has deleted: a commit that gives its key to another says so in one round trip."""
+    before = warm(engine, MODELS)
+    outside = engine.raw_connection()
+    outside.cursor().execute("DELETE FROM w_hero WHERE id IN (1, 2)")
+    outside.commit()
+    outside.close()
+    assert missed(engine, before) == []
+    transport.take()
+    commit(engine, GIVEN_KEYS[name])
+    writes = [type(effect) for effect in transport.take() if isinstance(effect, Begin | End)]
+    assert writes == ([End] if name not in ("beside-a-change", "too-many") else [Begin, End])
+    for pk, truth in in_database(engine, [Hero]).items():
+        assert got(engine, [pk]) == {pk: truth}
+
+
+@pytest.mark.parametrize("name", ["flush", "beside-a-change"])
+def test_insert_that_the_cache_does_not_hear_of_is_owed(engine: Engine, transport: Recorder, name: str) -> None:
+    """Until it has been told, this process reads the row from the database; a COMMIT that fails owes no new row."""
+    warm(engine, [Hero])
+    outside = engine.raw_connection()
+    outside.cursor().execute("DELETE FROM w_hero WHERE id = 1")
+    outside.commit()
+    outside.close()
+    transport.deaf_to = End
+    commit(engine, GIVEN_KEYS[name])
+    assert SQLModelCache.stats().owed
+    assert got(engine, rows(Hero, 1))[Hero, 1][1] == "n"
 
 
 @pytest.mark.parametrize("name", NOBODY)
