@@ -124,7 +124,7 @@ def test_key_in_an_encoding_of_doubt_is_the_tables(place: Place) -> None:
         place.write("UPDATE follow_shout SET note = 'new'")
         place.catch_up()
         assert not hit(place.engine, Shout, "oh")[0]
-        assert running.stats.tables > tables
+        eventually(lambda: running.stats.tables > tables)
 
 
 def test_event_that_cannot_be_read_is_everything(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,9 +240,9 @@ def test_bulk_is_the_tables(place: Place) -> None:
     place.write("INSERT INTO hero (id, name) SELECT seq, 'a' FROM seq_1_to_30000")
     with following(place) as running:
         place.warm(Hero, 7)
-        rows, tables = running.stats.rows, running.stats.tables
+        tables = running.stats.tables
         place.write("UPDATE hero SET name = 'new'")
         place.catch_up()
-        assert running.stats.rows == rows
-        assert running.stats.tables > tables
+        eventually(lambda: running.stats.tables > tables)
+        assert running.stats.rows == 0
         assert place.name_of(7) == "new"

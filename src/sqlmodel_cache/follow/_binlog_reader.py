@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +21,10 @@ from ._source import SourceError
 HEARTBEAT_SECONDS = 0.25  # between two events of a log to which nothing is added
 
 _SAME = {None, "utf8", "ascii", "cp1252", "binary"}  # encodings that Python and the server understand alike
+
+
+# It announces a connection that `Log` does not let it make.
+logging.getLogger("pymysqlreplication").addFilter(lambda record: "Re-request" not in record.getMessage())
 
 
 class Unreadable(Exception):
