@@ -141,6 +141,8 @@ def following(place: Place, *, setup: bool = True, calm: bool = True, **options:
         eventually(running.leads)
         if calm:
             place.catch_up()
+            if setup:
+                eventually(lambda: running.stats.tables > 0)  # the first has to begin with everything
         yield running
     finally:
         running.stop()

@@ -15,7 +15,8 @@ from follow.test_stream import hit
 from models import Hero, Team, add_hero, get_hero
 
 from sqlmodel_cache import SQLModelCache
-from sqlmodel_cache.follow import _binlog_server
+from sqlmodel_cache.follow import _binlog, _binlog_server
+from sqlmodel_cache.follow._changes import Stale
 
 
 def test_nothing_is_confirmed_before_the_cache_has_acknowledged(place: Place) -> None:
@@ -255,5 +256,39 @@ def test_follower_whose_session_is_gone_confirms_nothing(place: Place) -> None:
         assert place.mark() == before
         cache.cut = False
         place.engine.dispose()
+        place.catch_up()
+        assert place.name_of(pk) == "new"
+
+
+def test_model_that_is_defined_later_is_followed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From then on, and what was written before is not trusted."""
+    SQLModelCache.configure()
+    pk = add_hero(place.engine)
+    tables, cached_tables = Stale.tables, Stale.cached_tables
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Stale, "tables", lambda self: [name for name in tables(self) if name != "hero"])
+        earlier.setattr(Stale, "cached_tables", lambda self: [c for c in cached_tables(self) if c.name != "hero"])
+        with following(place) as running:
+            began = running.stats.tables
+            place.warm(Hero, pk)
+            place.write("UPDATE hero SET name = 'new'")
+            place.catch_up()
+            assert place.name_of(pk) == "Rusty"
+            earlier.undo()
+            eventually(lambda: running.stats.tables > began)
+            assert place.name_of(pk) == "new"
+            place.write("UPDATE hero SET name = 'newer'")
+            place.catch_up()
+            assert place.name_of(pk) == "newer"
+
+
+def test_transaction_ends_with_the_log(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever event says so: where the log has no more for now, no transaction is half told."""
+    SQLModelCache.configure()
+    pk = add_hero(place.engine)
+    with following(place):
+        place.warm(Hero, pk)
+        monkeypatch.setattr(_binlog, "XidEvent", type("Unknown", (), {}))
+        place.write("UPDATE hero SET name = 'new'")
         place.catch_up()
         assert place.name_of(pk) == "new"

@@ -20,6 +20,7 @@ from pymysqlreplication.event import (
     BeginLoadQueryEvent,
     ExecuteLoadQueryEvent,
     FormatDescriptionEvent,
+    HeartbeatLogEvent,
     MariadbGtidEvent,
     NotImplementedEvent,
     QueryEvent,
@@ -190,6 +191,11 @@ class Binlog:
 
     def _study(self, sql: Wire) -> None:
         state = self._look(sql)
+        digest = self._digest()
+        if digest != self._read.tables:  # a model that was defined meanwhile: its table was passed over
+            self._learn(sql)
+            self._read = replace(self._read, tables=digest)
+            self._stranded = True
         problems = (
             *_server.problems(state, self._database, self._stale.tables()),
             *_server.missing(state),
@@ -210,7 +216,9 @@ class Binlog:
             until = time.monotonic() + seconds
             while not self._gather():
                 if time.monotonic() >= until and not self._changes.within:
-                    return None
+                    break
+            if self._changes.empty:
+                return None
             batch = self._changes.take()
             batch.position = self._read
             if batch.writes:
@@ -252,6 +260,8 @@ class Binlog:
                 self._closed = True
             case BeginLoadQueryEvent() | ExecuteLoadQueryEvent():
                 changes.lost(event.timestamp)
+            case HeartbeatLogEvent() if changes.within:  # a group is in the log as a whole, however it ends
+                changes.commit(time.time())
             case NotImplementedEvent() if event.event_type not in _HARMLESS:
                 changes.lost(event.timestamp)
         if event.packet.log_pos:
