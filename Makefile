@@ -10,12 +10,12 @@ COMPAT20 := .venv-compat20
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example example-load browser test test20 soak bench compat compat20 check format lint types fix coverage docs build clean
+.PHONY: help demo example example-load browser mariadb test test20 soak bench compat compat20 check format lint types fix coverage docs build clean
 
 help:
 	@echo 'make demo     watch cached reads and invalidations happen (REDIS_URL=... to see them over Redis, too)'
 	@echo 'make example  a FastAPI application with its dashboard, on a Redis of its own; make example-load sends it requests'
-	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them'
+	@echo 'make test     run all tests, on real servers; PYTEST_ARGS="-k get" for some of them; needs MariaDB (mariadb-server)'
 	@echo 'make test20   the same on SQLAlchemy 2.0'
 	@echo 'make browser  look at the dashboard in a real browser: needs Chromium (apt-get install chromium)'
 	@echo 'make soak     ten minutes of readers, writers, others and faults, then followers killed; SOAK_SECONDS=60 for one'
@@ -45,10 +45,17 @@ example-load: $(VENV)/example.stamp
 browser: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m pytest browser
 
-test: $(VENV)/dev.stamp
+test: $(VENV)/dev.stamp mariadb
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
-test20: $(VENV20)/dev.stamp
+# The one server of the tests that no wheel brings.
+mariadb:
+	@if ! PATH="$$PATH:/usr/sbin" command -v mariadbd > /dev/null; then \
+	  test "$$(id -u)" = 0 || { echo 'the tests need MariaDB: sudo apt-get install mariadb-server'; exit 1; }; \
+	  apt-get update && apt-get install --yes --no-install-recommends mariadb-server; \
+	fi
+
+test20: $(VENV20)/dev.stamp mariadb
 	$(VENV20)/bin/python -m pytest $(PYTEST_ARGS)
 
 SOAK_SECONDS ?= 600
@@ -87,7 +94,7 @@ fix: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-coverage: $(VENV)/dev.stamp
+coverage: $(VENV)/dev.stamp mariadb
 	$(VENV)/bin/coverage run --branch --source=sqlmodel_cache -m pytest $(PYTEST_ARGS)
 	$(VENV)/bin/coverage report --show-missing
 

@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import redis
+from sqlalchemy import make_url
 from sqlmodel import create_engine
 
 from soak.followed import Followed
@@ -55,12 +57,79 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+class Postgres:
+    """Somebody who writes to a PostgreSQL without the library, and sees how far it is followed."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = psycopg.connect(url, autocommit=True)
+
+    def execute(self, query: str, arguments: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
+        """Return the first row that a statement answers, if it does."""
+        cursor = self._connection.execute(query.encode(), arguments)
+        return cursor.fetchone() if cursor.description else None
+
+    def fill(self, rows: int) -> None:
+        """Insert the rows that are followed."""
+        self.execute("INSERT INTO soak_followed SELECT n, 0 FROM generate_series(0, %s) AS n", (rows - 1,))
+
+    def trusts(self) -> bool:
+        """Return whether a follower has invalidated all that was before it."""
+        query = "SELECT obj_description(oid, 'pg_publication') LIKE '%: ready %' FROM pg_publication"
+        return self.execute(query) == (True,)
+
+    def caught_up(self) -> Callable[[], bool]:
+        """Return the question whether everything up to now has been invalidated and confirmed."""
+        row = self.execute("SELECT pg_current_wal_insert_lsn()::text")
+        query = "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots"
+        return lambda: self.execute(query, row or ()) == (True,)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+class Maria:
+    """The same of a MariaDB."""
+
+    def __init__(self, url: str) -> None:
+        import pymysql
+
+        where = make_url(url).translate_connect_args(username="user")
+        self._connection = pymysql.connect(**where, autocommit=True)
+
+    def execute(self, query: str, arguments: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
+        """Return the first row that a statement answers, if it does."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(query, arguments or None)
+            row: tuple[Any, ...] | None = cursor.fetchone() if cursor.description else None
+            return row
+
+    def fill(self, rows: int) -> None:
+        """Insert the rows that are followed."""
+        self.execute("SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO'")
+        self.execute(f"INSERT INTO soak_followed SELECT seq, 0 FROM seq_0_to_{rows - 1}")
+
+    def trusts(self) -> bool:
+        """Return whether a follower has invalidated all that was before it."""
+        return self.execute("SELECT file IS NOT NULL FROM sqlmodel_cache_follow") == (1,)
+
+    def caught_up(self) -> Callable[[], bool]:
+        """Return the question whether everything up to now has been invalidated and confirmed."""
+        end = self.execute("SHOW MASTER STATUS")
+        self.execute("UPDATE soak_followed SET version = version + 1 WHERE id = 0")  # a mark is where a change ends
+        return lambda: (self.execute("SELECT file, position FROM sqlmodel_cache_follow") or ()) >= (end or ())[:2]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
 class Run:
     """One run: a database, a Redis, and one follower after the other."""
 
     def __init__(self, database_url: str, redis_url: str, rows: int, seed: int) -> None:
         self._database_url, self._redis_url = database_url, redis_url
-        self._outside = psycopg.connect(database_url, autocommit=True)
+        self._outside = (Postgres if database_url.startswith("postgresql") else Maria)(database_url)
         self._redis = redis.Redis.from_url(redis_url)
         self._random = random.Random(seed)
         engine = create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
@@ -70,7 +139,7 @@ class Run:
         SQLModelCache.reset()
         engine.dispose()
         self._keys = [entry("sqlmodelcache", namespace, "soak_followed", str(pk)).row for pk in range(rows)]
-        self._outside.execute("INSERT INTO soak_followed SELECT n, 0 FROM generate_series(0, %s) AS n", (rows - 1,))
+        self._outside.fill(rows)
         subprocess.run([*self._command(), "--setup"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
     def _command(self) -> list[str]:
@@ -83,7 +152,7 @@ class Run:
         began = time.monotonic()
         follower = subprocess.Popen(self._command(), cwd=ROOT, stderr=subprocess.DEVNULL)
         try:
-            wait_for(self._trusted)
+            wait_for(self._outside.trusts)
             for _ in range(count):
                 self._plant()
                 moments = range(0, len(self._keys), TRANSACTION)
@@ -94,7 +163,7 @@ class Run:
                         follower.kill()
                         follower.wait()
                         follower = subprocess.Popen(self._command(), cwd=ROOT, stderr=subprocess.DEVNULL)
-                wait_for(self._caught_up())
+                wait_for(self._outside.caught_up())
                 outcome.lost += self._planted()
                 outcome.changes += len(self._keys)
                 outcome.kills += 1
@@ -107,15 +176,6 @@ class Run:
     def _change(self, first: int) -> None:
         query = "UPDATE soak_followed SET version = version + 1 WHERE id >= %s AND id < %s"
         self._outside.execute(query, (first, first + TRANSACTION))
-
-    def _trusted(self) -> bool:
-        query = "SELECT obj_description(oid, 'pg_publication') LIKE '%: ready %' FROM pg_publication"
-        return self._outside.execute(query).fetchone() == (True,)
-
-    def _caught_up(self) -> Callable[[], bool]:
-        row = self._outside.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
-        query = "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots"
-        return lambda: self._outside.execute(query, row).fetchone() == (True,)
 
     def _plant(self) -> None:
         for at in range(0, len(self._keys), 10_000):
@@ -144,7 +204,7 @@ def main() -> int:
     parser.add_argument("--changes", type=int, default=1_000_000, help="rows changed by raw SQL, in all")
     parser.add_argument("--kills", type=int, default=20, help="followers killed with SIGKILL")
     parser.add_argument("--seed", type=int, default=secrets.randbits(16), help="of the moments of the kills")
-    parser.add_argument("--database", help="the URL of one with wal_level = logical; by default one is started")
+    parser.add_argument("--database", help="the URL of one that can be followed; by default a PostgreSQL is started")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
     import servers

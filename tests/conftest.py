@@ -76,6 +76,24 @@ def postgres_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def maria_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a MariaDB that was never started."""
+    data = tmp_path_factory.mktemp("maria") / "data"
+    servers.MariaServer.install(data)
+    return data
+
+
+@pytest.fixture(scope="session")
+def maria(maria_data: Path) -> Iterator[servers.MariaServer]:
+    """A real MariaDB with a binary log that can be followed."""
+    server = servers.MariaServer(copy_of=maria_data)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a test says nothing about time-outs, reads of the cache have all the time that they need."""

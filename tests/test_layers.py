@@ -255,10 +255,22 @@ LAYERS: dict[str, set[str]] = {
         "follow._source",
     },
     "follow._outbox_sqlite": {"_shapes", "follow._outbox", "follow._source"},
+    "follow._binlog_server": {"follow._source"},
+    "follow._binlog_changes": {"_shapes", "_writeset", "follow._binlog_server", "follow._changes", "follow._source"},
+    "follow._binlog_reader": {"follow._binlog_changes", "follow._binlog_server", "follow._source"},
+    "follow._binlog": {
+        "errors",
+        "follow._binlog_changes",
+        "follow._binlog_reader",
+        "follow._binlog_server",
+        "follow._changes",
+        "follow._source",
+    },
     "follow": {
         "_keys",
         "cache",
         "errors",
+        "follow._binlog",
         "follow._changes",
         "follow._follower",
         "follow._outbox",
@@ -379,6 +391,8 @@ LAYERS: dict[str, set[str]] = {
 
 # Which of the library's dependencies a module may import; the others none.
 DEPENDENCIES = {
+    "pymysql",
+    "pymysqlreplication",
     "asyncpg",
     "cryptography",
     "msgspec",
@@ -418,6 +432,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     "follow._watch": {"psycopg"},
     "follow._stream": {"psycopg"},
     "follow._outbox_postgresql": {"psycopg"},
+    "follow._binlog_server": {"pymysql"},
+    "follow._binlog_reader": {"pymysql", "pymysqlreplication"},
+    "follow._binlog": {"pymysql", "pymysqlreplication"},
     "follow": {"psycopg", "sqlalchemy"},
     "transport.tracking": {"redis"},
     "_sealing": {"cryptography"},

@@ -245,7 +245,7 @@ class SQLModelCache:
         """Invalidate what other programs change in a database, until the task that awaits this is cancelled.
 
         Several processes may follow one database: one of them does, another takes over when it ends. The work is done
-        in a thread of its own. Needs the extra `follow`.
+        in a thread of its own. Needs the extra `follow`, or `follow-mysql`.
 
         Args:
             database: an engine or a URL: PostgreSQL with `wal_level = logical`, or what `outbox` serves.

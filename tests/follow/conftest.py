@@ -1,4 +1,4 @@
-"""A PostgreSQL that can be followed, and followers in threads."""
+"""A PostgreSQL and a MariaDB that can be followed, and followers in threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sqlmodel import create_engine
 from waiting import until
 
 from sqlmodel_cache import SQLModelCache
-from sqlmodel_cache.follow import Follower, _follower, _outbox, _stream
+from sqlmodel_cache.follow import Follower, _binlog, _follower, _outbox, _stream
 
 PATIENCE = 30.0  # seconds: what is not about time must not depend on how busy the machine is
 
@@ -32,10 +32,21 @@ def logical_url() -> Iterator[str]:
         server.stop()
 
 
+@pytest.fixture
+def place(maria: servers.MariaServer) -> Iterator[Any]:
+    """A database on it, a `maria.Place`, with empty tables and nothing set up."""
+    from follow.maria import place_on  # which imports from here
+
+    with place_on(maria) as made:
+        yield made
+
+
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Followers of this process look, try and report ten times as often: a test waits for what they see."""
     monkeypatch.setattr(_stream, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(_binlog, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(_binlog, "ADVANCE_SECONDS", 0.1)
     monkeypatch.setattr(_outbox, "ALIVE_SECONDS", 0.1)
     for name in ("READ_SECONDS", "ELECTION_SECONDS", "RETRY_SECONDS", "REPORT_SECONDS"):
         monkeypatch.setattr(_follower, name, 0.1)

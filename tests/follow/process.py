@@ -16,20 +16,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import follow.maria
 import follow.tables  # noqa: F401  all that the test has, too: the same tables are followed
 import models  # noqa: F401
 import redis
 
 from sqlmodel_cache import RedisSyncTransport, SQLModelCache
 from sqlmodel_cache.follow import Follower, _follower
-from sqlmodel_cache.follow._stream import Stream
 
 NOWHERE = "nowhere"
 POINTS = {
     "changes read": (Follower, "_invalidate", "before"),
     "partly invalidated": (Follower, "_deliver", "after"),
-    "all invalidated": (Stream, "confirm", "before"),
-    "confirmed": (Stream, "confirm", "after"),
+    "all invalidated": (None, "confirm", "before"),  # of the source, whichever it is
+    "confirmed": (None, "confirm", "after"),
 }
 
 
@@ -40,14 +40,15 @@ def main(point: str, database_url: str, redis_url: str) -> None:
     follower = SQLModelCache.follower(database_url)
     _follower.MAX_KEYS = 1
     signal.signal(signal.SIGUSR1, lambda *_: print(f"tables {follower.stats.tables}", flush=True))
-    _tell_when_it_leads()
+    _tell_when_it_leads(type(follower.source))
     if point != NOWHERE:
         _stop_at(point, follower)
     follower.run()
 
 
 def _stop_at(point: str, follower: Follower) -> None:
-    owner, name, when = POINTS[point]
+    chosen, name, when = POINTS[point]
+    owner: Any = chosen or type(follower.source)
     original: Callable[..., Any] = getattr(owner, name)
 
     def reach(self: Any, *arguments: Any) -> Any:
@@ -66,16 +67,16 @@ def _stop_at(point: str, follower: Follower) -> None:
     setattr(owner, name, reach)
 
 
-def _tell_when_it_leads() -> None:
-    watch = Stream.watch
+def _tell_when_it_leads(source: Any) -> None:
+    watch = source.watch
 
-    def watched(self: Stream) -> Any:
+    def watched(self: Any) -> Any:
         batch = watch(self)
         if batch is None:
             print("leads", flush=True)
         return batch
 
-    Stream.watch = watched  # type: ignore[method-assign]
+    source.watch = watched
 
 
 if __name__ == "__main__":

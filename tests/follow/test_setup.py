@@ -229,7 +229,7 @@ def test_server_without_logical_decoding_is_refused(postgres_url: str) -> None:
     assert remedy.startswith("as superuser: ALTER SYSTEM SET wal_level = 'logical'; then restart the server")
 
 
-@pytest.mark.parametrize("given", ["sqlite://", "mysql://localhost/x"])
+@pytest.mark.parametrize("given", ["sqlite://", "oracle://localhost/x"])
 def test_database_that_cannot_be_followed_is_an_error(given: str) -> None:
     """No log, no file: the argument is named."""
     SQLModelCache.configure()

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 @app.command()
 def follow(
-    database: Annotated[str, typer.Argument(metavar="DATABASE_URL", help="postgresql+psycopg://...")],
+    database: Annotated[
+        str, typer.Argument(metavar="DATABASE_URL", help="postgresql+psycopg://..., mysql+pymysql://...")
+    ],
     models: Annotated[list[str], typer.Argument(metavar="MODULE...", help="with the models, such as app.models")],
     transport: Annotated[str | None, typer.Option(help="redis://...; left out where a module configures")] = None,
     key_prefix: Annotated[str, typer.Option(help="as in configure()")] = "sqlmodelcache",
     namespace: Annotated[list[str] | None, typer.Option(help="as in configure(); each, where it is a callable")] = None,
-    name: Annotated[str | None, typer.Option(help="of the publication and the slot, or the outbox")] = None,
+    name: Annotated[str | None, typer.Option(help="of the publication, slot, lock; or of a row in its table")] = None,
     outbox: Annotated[bool, typer.Option("--outbox", help="read a table that triggers fill: no log is read")] = False,
     setup: Annotated[bool, typer.Option("--setup", help="prepare the database, and end")] = False,
     teardown: Annotated[bool, typer.Option("--teardown", help="take that back, and end")] = False,

@@ -1,4 +1,7 @@
-"""Follows a database: whoever changes a row of a cached model, it is invalidated. Needs psycopg for PostgreSQL."""
+"""Follows a database: whoever changes a row of a cached model, it is invalidated.
+
+Needs psycopg for PostgreSQL, mysql-replication and PyMySQL for MySQL and MariaDB.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,9 @@ class FollowerOptions(TypedDict, total=False):
     """What a follower may be told.
 
     Attributes:
-        name: of the publication and the slot, or of the outbox's lock; followers of one name elect one. Caches that
-            do not share a Redis and a key prefix need a name each. By default it contains the database's name.
+        name: of the publication and the slot, of a row in the follower's table, or of the outbox's lock; followers of
+            one name elect one. Caches that do not share a Redis and a key prefix need a name each. By default it
+            contains the database's name.
         namespaces: all that there are, where `configure(namespace=...)` is a callable.
         outbox: read what triggers have written into a table, not the database's log. PostgreSQL, or an SQLite file.
         max_slot_bytes: when the database keeps more for the follower, the slot is dropped and made anew, and
@@ -41,6 +45,9 @@ class FollowerOptions(TypedDict, total=False):
     max_slot_bytes: int | None
     alarm_bytes: int
     report: Report | None
+
+
+_MYSQL = ("mysql", "mariadb")  # which are one server to different names in a URL
 
 
 def follower(cache: Cache, database: Any, **options: Unpack[FollowerOptions]) -> Follower:
@@ -66,11 +73,18 @@ def follower(cache: Cache, database: Any, **options: Unpack[FollowerOptions]) ->
 
 def _source(url: URL, stale: Stale, wake: Wake, options: FollowerOptions) -> Source:
     if not options.get("outbox"):
+        if url.get_backend_name() in _MYSQL:
+            from ._binlog import Binlog
+
+            _, settings = url.get_dialect()().create_connect_args(url)
+            return Binlog(settings, _name(url, options), stale, wake)
         if url.get_backend_name() != "postgresql":
             raise ConfigurationError("outbox", False, "this database has no log that can be followed: outbox=True")
         from ._stream import Stream
 
         return Stream(_conninfo(url), _name(url, options), stale, wake, max_slot_bytes=options.get("max_slot_bytes"))
+    if url.get_backend_name() in _MYSQL:
+        raise ConfigurationError("outbox", True, "MySQL and MariaDB are followed by their binary log: outbox=False")
     from ._outbox import Outbox
 
     if url.get_backend_name() == "sqlite":
@@ -97,10 +111,14 @@ def _url_of(database: Any) -> URL:
     backend = url.get_backend_name()
     if backend == "postgresql":
         return url.set(drivername="postgresql+psycopg")
+    if backend in _MYSQL and url.database:
+        return url.set(drivername=f"{backend}+pymysql")
     if backend == "sqlite" and url.database not in (None, "", ":memory:"):
         return url.set(drivername="sqlite")
     raise ConfigurationError(
-        "database", url.render_as_string(), "give an engine or URL of PostgreSQL, or of an SQLite file with outbox=True"
+        "database",
+        url.render_as_string(),
+        "give an engine or URL of a database on PostgreSQL, MySQL or MariaDB, or of an SQLite file with outbox=True",
     )
 
 

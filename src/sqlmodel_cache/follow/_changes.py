@@ -76,12 +76,13 @@ class Stale:
         interest = self._entities.interest(table)
         return [] if interest is None else [each for each in interest.cached if each.name == table]
 
-    def refs(self, schema: str | None, cached: CachedTable) -> list[TableRef]:
+    def refs(self, schema: str | None, cached: CachedTable, *, bare: bool = True) -> list[TableRef]:
         """Return the names in keys that readers may use for a table.
 
-        A `schema_translate_map` may have given a model any schema, or taken it away.
+        A `schema_translate_map` may have given a model any schema, or taken it away; without one, a table is found by
+        its `bare` name where the connection looks first.
         """
-        names = {_keys.table_name(each, cached.family) for each in (schema, None)}
+        names = {_keys.table_name(each, cached.family) for each in ((schema, None) if bare else (schema,))}
         return [TableRef(namespace, name) for namespace in self.namespaces for name in sorted(names)]
 
     def table(self, writes: WriteSet, schema: str | None, name: str) -> None:
