@@ -318,8 +318,8 @@ def test_connections_that_cannot_be_derived(make: Any) -> None:
 @SQLITE
 def test_server_that_refuses(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     """Where there is nothing to hear, gets are as without a near cache, and the log says so once."""
-    SQLModelCache.configure(f"redis://localhost:{free_port()}", near_cache=LONG)
     add_stars(engine)
+    SQLModelCache.configure(f"redis://localhost:{free_port()}", near_cache=LONG)
     assert near_hits(engine) == 0
     until(lambda: caplog.records)
     assert [record.levelname for record in caplog.records if "near cache" in record.message] == ["WARNING"]
