@@ -17,7 +17,8 @@ from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import create_engine
 
-from sqlmodel_cache import RedisAsyncTransport, RedisSyncTransport, SQLModelCache
+from sqlmodel_cache import NearCache, RedisAsyncTransport, RedisSyncTransport, SQLModelCache
+from sqlmodel_cache.cli._target import Options, Target
 
 TESTS = Path(__file__).parents[1]
 NOBODY = "redis://127.0.0.1:1"
@@ -212,6 +213,13 @@ def test_the_application_configures(redis_url: str, redis_client: redis.Redis, d
         assert len(rows_in(redis_client)) == 3
         assert run("invalidate", *words, "--", 1).code == 0
         assert get(database, redis_url, Hero, 1, 2, **settings) == 1
+
+
+def test_a_command_verifies_no_hits(redis_url: str, application: Any) -> None:
+    """The application's share is of its own gets: no command has threads, or waits, for the sake of another's."""
+    application.configure = lambda: SQLModelCache.configure(redis_url, verify=1.0, near_cache=NearCache())
+    changed = Target(Options(app="cli_application:configure")).configure()
+    assert (changed.verify, changed.near_cache) == (0.0, None)
 
 
 def test_a_tenant_is_named(redis_url: str, redis_client: redis.Redis, database: str, application: Any) -> None:
