@@ -254,7 +254,6 @@ async def test_data_says_what_was_invalidated_and_why(heroes: Engine) -> None:
             connection.commit()
     view = await get("/data")
     seen = [(each["why"], each["touched"]) for each in view["invalidations"]]
-    assert seen.pop() == ("commit", [{"table": "hero", "rows": ["1", "2", "3", "4", "5"], "whole": False}])  # INSERTs
     rows = {"table": "hero", "rows": ["1", "2"], "whole": False}
     whole = {"table": "hero", "rows": [], "whole": True}
     assert [why for why, _ in seen[:5]] == [
