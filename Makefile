@@ -19,7 +19,7 @@ help:
 	@echo 'make test20   the same on SQLAlchemy 2.0'
 	@echo 'make browser  look at the dashboard in a real browser: needs Chromium (apt-get install chromium)'
 	@echo 'make soak     ten minutes of readers, writers, others and faults, then followers killed; SOAK_SECONDS=60 for one'
-	@echo '              SOAK_TOPOLOGY=cluster or sentinel for the readers and writers on one of these'
+	@echo '              SOAK_TOPOLOGY=cluster or sentinel for all but the last on one of these'
 	@echo 'make bench    race every path against its floor, into docs/performance.md; BENCH_ARGS="in_process" for one'
 	@echo 'make compat   the test suites of SQLModel and SQLAlchemy themselves, with every class cached; COMPAT_ARGS="--suite sqlmodel"'
 	@echo 'make compat20 the same on SQLAlchemy 2.0'
@@ -63,7 +63,7 @@ SOAK_TOPOLOGY ?= single
 SOAK_CHANGES ?= 1000000
 
 soak: $(VENV)/dev.stamp
-	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong $(if $(filter single,$(SOAK_TOPOLOGY)),--others followed,--topology $(SOAK_TOPOLOGY))
+	$(VENV)/bin/python -m soak --seconds $(SOAK_SECONDS) --mode strong --others followed --topology $(SOAK_TOPOLOGY)
 	$(VENV)/bin/python -m soak.following --changes $(SOAK_CHANGES) --kills 20
 
 COMPAT_ARGS ?=

@@ -7,6 +7,7 @@ committed then is owed to every get from that moment on.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -42,8 +43,10 @@ class Followers:
     """Two of them: one leads, and the other waits. They read the log, or an outbox."""
 
     def __init__(self, database_url: str, redis_url: str, *, outbox: bool = False) -> None:
-        command = [sys.executable, "-m", "sqlmodel_cache.cli", "follow", database_url, "soak.tables", "soak.followed"]
-        self._command = [*command, "--transport", redis_url, *(["--outbox"] if outbox else [])]
+        modules = ["soak.cache", "soak.tables", "soak.followed"]
+        command = [sys.executable, "-m", "sqlmodel_cache.cli", "follow", database_url, *modules]
+        self._command = [*command, *(["--outbox"] if outbox else [])]
+        self._environment = os.environ | {"SOAK_REDIS_URL": redis_url}
         self._database_url = database_url
         self._backend = "client backend" if outbox else "walsender"
         self._all: list[subprocess.Popen[bytes]] = []
@@ -54,11 +57,12 @@ class Followers:
         with psycopg.connect(self._database_url) as connection:
             connection.execute(f"CREATE TABLE {Followed.__tablename__} (id int PRIMARY KEY, version int NOT NULL)")
             connection.execute(f"INSERT INTO {Followed.__tablename__} VALUES (0, 0)")
-        subprocess.run([*self._command, "--setup"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        setup = [*self._command, "--setup"]
+        subprocess.run(setup, cwd=ROOT, env=self._environment, check=True, stdout=subprocess.DEVNULL)
         self._all = [self._new(), self._new()]
 
     def _new(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._command, cwd=ROOT, stderr=self._log)
+        return subprocess.Popen(self._command, cwd=ROOT, env=self._environment, stderr=self._log)
 
     def kill(self, chance: random.Random) -> None:
         """Kill one without warning, and start another."""

@@ -34,6 +34,7 @@ OUTSIDERS = ["psql", "application"]
 KINDS = [("reader", False), ("reader", True), ("writer", False), ("writer", True)]  # and whether asyncio
 START_SECONDS = 120  # until the first commit, on a machine that is busy with other things
 FOLLOWED = ["followed", "outbox", "idle"]
+PATIENCE = 10  # seconds that a read of the comparison may take: a row that is not cached shall not be a busy machine's
 ENOUGH_SECONDS = 10  # after which a naive cache need not be caught with worse than it has been
 
 
@@ -148,7 +149,7 @@ def soak(
         seed: of delays, faults and choices.
         others: "none"; "followed" for outsiders who write and followers, "outbox" for followers of an outbox,
             "unfollowed" for outsiders only, "idle" for followers only.
-        topology: of Redis; followers are only tried on a single server.
+        topology: of Redis: "single", "cluster" or "sentinel".
         bound: seconds that a follower may lag; without one, those after which outsiders' commits are owed.
     """
     result = Result()
@@ -238,7 +239,7 @@ def _run(crew: Crew, faults: Faults, ledger: Ledger, result: Result, seconds: fl
 def _compare(engine: Engine, mode: str, redis_url: str, result: Result) -> None:
     """Compare every row with the database, now, and when the fences of killed writers have lapsed."""
     transport: RedisSyncTransport = transports(mode, redis_url)[0]
-    SQLModelCache.configure(transport, fence_ttl=FENCE_TTL)
+    SQLModelCache.configure(transport, fence_ttl=FENCE_TTL, timeout=PATIENCE, commit_timeout=PATIENCE)
     for pause in (0.0, FENCE_TTL + 0.5, 0.0):
         time.sleep(pause)
         for pk in range(ROWS):

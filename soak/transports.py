@@ -7,18 +7,12 @@ import random
 import time
 from typing import Any
 
-import redis
-import redis.asyncio
-import redis.asyncio.cluster
-import redis.asyncio.sentinel
-import redis.cluster
-import redis.sentinel
 from redis.exceptions import RedisError
-from servers import RedisSentinel
 from sqlalchemy import Engine
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from soak.clients import client
 from sqlmodel_cache import RedisAsyncTransport, RedisSyncTransport, TransportError
 from sqlmodel_cache._effects import End, Fill, Granted, Lease, Lookup
 from sqlmodel_cache._plan import Effect
@@ -135,18 +129,7 @@ class NaiveAsyncTransport(RedisAsyncTransport):
 
 def transports(mode: str, url: str) -> tuple[RedisSyncTransport, RedisAsyncTransport]:
     """Return both transports of a mode. The async client belongs to the event loop that first uses it."""
-    sync, async_ = _client(redis, url), _client(redis.asyncio, url)
+    sync, async_ = client(url), client(url, to_async=True)
     if mode == "naive":
         return NaiveSyncTransport(sync), NaiveAsyncTransport(async_)
     return SlowSyncTransport(sync), SlowAsyncTransport(async_)
-
-
-def _client(module: Any, url: str) -> Any:
-    """Return a client of a Redis, of a cluster (`cluster://host:port,...`), or of a sentinel's master."""
-    scheme, _, addresses = url.partition("://")
-    if scheme == "redis":
-        return module.Redis.from_url(url, socket_timeout=0.5)
-    nodes = [(host, int(port)) for host, _, port in (each.partition(":") for each in addresses.split(","))]
-    if scheme == "sentinel":
-        return module.sentinel.Sentinel(nodes).master_for(RedisSentinel.NAME)
-    return module.cluster.RedisCluster(startup_nodes=[module.cluster.ClusterNode(*node) for node in nodes])

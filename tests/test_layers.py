@@ -350,7 +350,7 @@ LAYERS: dict[str, set[str]] = {
     "cli._invalidate": {"_entities", "cli._app", "cli._target", "configure"},
     "cli._warm": {"_entities", "_shapes", "cli._app", "cli._target", "configure"},
     "cli._verify": {"cli._app", "cli._target", "configure"},
-    "cli._follow": {"cli._app", "configure", "follow"},
+    "cli._follow": {"cli._app", "cli._target", "configure", "follow", "follow._source"},
     "cli._commands": {
         "cli._app",
         "cli._doctor",

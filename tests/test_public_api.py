@@ -154,6 +154,11 @@ SIGNATURES = {
     "verify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
     "averify": {"model": inspect.Parameter.empty, "bind": inspect.Parameter.empty, "sample": 10_000},
     "explain": {"model": inspect.Parameter.empty, "pk": None, "bind": None},
+    "aexplain": {
+        "model": inspect.Parameter.empty,
+        "pk": inspect.Parameter.empty,
+        "bind": inspect.Parameter.empty,
+    },
 }
 
 

@@ -49,7 +49,7 @@ class Counting:
         """Count an answer, which took some seconds, and return as what; `not_stored` is why it had no payload."""
         counters = self.counters
         counters.corrupt += answer.corrupt
-        if answer.source in _HITS:
+        if answer.source in HITS:
             counters.hit(seconds, 0)  # whose bytes have been counted
             counters.near_hits += answer.near
             return ("near_hit" if answer.near else "hit"), None
@@ -76,4 +76,4 @@ class Counting:
         return "renewal" if self.renews else "absent"
 
 
-_HITS = (Source.HIT, Source.ABSENT)
+HITS = (Source.HIT, Source.ABSENT)

@@ -172,13 +172,12 @@ class Driver:
         return self._gate.take(effect, reply)
 
     def ttl(self, key: str) -> float | None:
-        """Return the seconds that a row's key has left, where that can be asked for at once."""
-        transport: Any = self.sync_transport
-        ask = getattr(transport, "ttl", None)
-        if ask is None or (transport.blocking and _sqlalchemy.in_greenlet()):
-            return None
-        left: float | None = ask(key)
-        return left
+        """Return the seconds that a row's key has left, where its transport tells."""
+        if not self._serves_all and _sqlalchemy.in_greenlet():
+            aask = getattr(self.async_transport, "attl", None)
+            return None if aask is None else _sqlalchemy.wait_for(aask(key))
+        ask = getattr(self.sync_transport, "ttl", None)
+        return None if ask is None else ask(key)
 
     def post(self, effect: Effect[Any]) -> None:
         """Have an effect performed that nobody waits for, in the event loop of a caller that is being cancelled."""

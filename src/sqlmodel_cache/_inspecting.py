@@ -99,13 +99,8 @@ class Inspector:
             usable=usable,
             reason=why_not,
             values=values,
-            ttl=self._ttl(entry.row),
+            ttl=self._driver.ttl(entry.row),
             size=sum(map(len, held.payloads.values())),
             fingerprints=tuple(sorted(each.hex() for each in held.payloads)),
             fingerprint=own,
         )
-
-    def _ttl(self, key: str) -> float | None:
-        ttl = getattr(self._driver.sync_transport, "ttl", None)
-        left: float | None = None if ttl is None else ttl(key)
-        return left

@@ -191,7 +191,7 @@ def missed(
         joined = yield from perform(Join(entry, reading.fingerprint, wait_ms))
         if isinstance(joined, Landed):
             if joined.payload is not None:
-                return replace(reading.hit(joined.payload), source=Source.SHARED)
+                return replace(reading.hit(joined.payload), source=Source.SHARED, corrupt=corrupt)
             wait_ms = 0
         else:
             leads = True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from . import _protocol, _renewal, _sqlalchemy, tracing
 from ._admission import ALWAYS, Admission, Lane
-from ._counting import Counting
+from ._counting import HITS, Counting
 from ._driver import Driver, NotAsked, new_id
 from ._effects import ABSENT, Entry, Granted, Lease, Load, Loaded, Lookup, NearPayload, Resign
 from ._entities import Entities
@@ -35,8 +34,6 @@ from .errors import CodecError, TransportError
 from .metrics import BypassReason, Outcome, RefusedReason, model_name
 
 log = logging.getLogger("sqlmodel_cache")
-
-JITTER = 0.1  # at most this part of a ttl is taken off, so that rows cached together do not expire together
 
 
 @dataclass(slots=True, eq=False)
@@ -58,8 +55,6 @@ class Samples(Protocol):
 
     def draws(self) -> bool: ...
     def offer(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> None: ...
-    def settle(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class Reader:
@@ -125,7 +120,10 @@ class Reader:
         except CodecError:
             pass  # of a payload that is no row, the plan makes more
         if payload is not None and found is not None:
-            return self._hit(session, lane, key, payload, found, began, path)
+            instance = self._hit(session, lane, key, payload, found, began, path)
+            if self.sampler is not None and self.sampler.draws():
+                self.sampler.offer(session, lane, key)
+            return instance
         if failed is NotAsked:  # during an outage every get comes here: it has no plan, and nothing to tell
             row = load()
             seconds = perf_counter() - began
@@ -175,7 +173,10 @@ class Reader:
         except CodecError:
             pass
         if payload is not None and found is not None and found[0].make.is_quiet(session):
-            return self._hit(session, lane, key, payload, found, began)
+            instance = self._hit(session, lane, key, payload, found, began)
+            if self.sampler is not None and self.sampler.draws():
+                await _sqlalchemy.in_new_greenlet(self.sampler.offer, session, lane, key)
+            return instance
         request = Request(session, lane, key, pk, self.reading(lane), None, began)
         spent = perf_counter() - began
         return await _sqlalchemy.in_new_greenlet(self._miss, request, lookup, load, payload, failed, spent)
@@ -204,8 +205,6 @@ class Reader:
             entity.counters.near_hits += 1
         if tracing.active:
             self.traced(entity, entity.table.pk_text(key[1]), "near_hit" if is_near else "hit", None, seconds)
-        if self.sampler is not None and self.sampler.draws():
-            self.sampler.offer(session, lane, key)
         return instance
 
     def _miss(
@@ -259,6 +258,8 @@ class Reader:
         row = self.row(request.session, request.key, answer, request.path)
         seconds = perf_counter() - request.began
         self.count(counting, request.lane.entity, request.pk, answer, seconds, request.not_stored)
+        if self.sampler is not None and answer.source in HITS and self.sampler.draws():
+            self.sampler.offer(request.session, request.lane, request.key)
         return row
 
     def _load(self, request: Request, load: Callable[[], Any]) -> Loaded[Any]:
@@ -307,8 +308,8 @@ class Reader:
         return Reading(
             rows.fingerprint,
             rows.decode,
-            ttl_ms=_jittered(lane.ttl_ms),
-            absent_ttl_ms=_jittered(lane.entity.missing_ttl_ms or 0),
+            ttl_ms=_renewal.jittered(lane.ttl_ms),
+            absent_ttl_ms=_renewal.jittered(lane.entity.missing_ttl_ms or 0),
             # 1 A: snapshot, lease  2 W: begin, COMMIT, end  3 R begins, joins A  4 A: SELECT: the old row, against I8
             wait_ms=self._wait_ms if lane.snapshot == ALWAYS else 0,
             fresh=partial(self._fresh, lane),
@@ -319,7 +320,9 @@ class Reader:
     def hint(self, lane: Lane, key: UniqueKey) -> Reading[tuple[Any, ...]]:
         """Return how hints from a unique key are wanted."""
         fresh = partial(self._fresh, lane)
-        return Reading(key.fingerprint, key.pk, ttl_ms=_jittered(lane.ttl_ms), fresh=fresh, near=lane.entity.near)
+        return Reading(
+            key.fingerprint, key.pk, ttl_ms=_renewal.jittered(lane.ttl_ms), fresh=fresh, near=lane.entity.near
+        )
 
     def _fresh(self, lane: Lane, entry: Entry, lease: Granted) -> bool:
         return lane.snapshot == ALWAYS or self._versions.since(entry.row, lease) < lane.snapshot
@@ -394,7 +397,3 @@ def _is_asked_for(request: Request, instance: object) -> bool:
     """Return whether an instance is of the row that was asked for: a collation or a cast may find another."""
     found = _sqlalchemy.identity_of(instance)
     return found is not None and found == request.key and request.lane.entity.table.pk_text(found[1]) == request.pk
-
-
-def _jittered(ttl_ms: int) -> int:
-    return ttl_ms and max(1, round(ttl_ms * (1 - JITTER * os.urandom(1)[0] / 255)))

@@ -1,4 +1,4 @@
-"""Early renewal: which hit of a row that is about to expire shall read it again, so that a hot row never expires.
+"""When a row expires, and which hit of one that is about to shall read it again, so that a hot row never expires.
 
 Each reader draws for itself, and the later and the slower the load, the likelier it is drawn: Vattani, Chierichetti
 and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015 (XFetch). The payload carries what the
@@ -8,6 +8,7 @@ formula needs: when it expires, and how long its load took.
 from __future__ import annotations
 
 import math
+import os
 import random
 import struct
 import time
@@ -16,6 +17,13 @@ from .errors import CodecError
 
 _STAMP = struct.Struct(">dI")  # seconds since the epoch; microseconds
 STAMP = _STAMP.size  # bytes
+
+JITTER = 0.1  # at most this part of a ttl is taken off, so that rows cached together do not expire together
+
+
+def jittered(ttl_ms: int) -> int:
+    """Return a ttl, less a random part of it; 0 stays 0."""
+    return ttl_ms and max(1, round(ttl_ms * (1 - JITTER * os.urandom(1)[0] / 255)))
 
 
 def stamp(payload: bytes, *, ttl_ms: int, took: float) -> bytes:

@@ -1,15 +1,19 @@
-"""Has a share of the hits verified, in a thread, once they are answered.
+"""Has a share of the hits verified, once they are answered: in a thread, or, of asyncio engines, by who asked.
 
 It must not be noticed. A hit is dropped, not queued, where there are some already; where its engine has no idle
-connection to lend; and where sessions share one connection, because a SELECT on that is in their transaction. So are
-those of asyncio engines: a thread has no use for their connections, and a task that is cancelled in the middle of a
-SELECT may keep its loop from ending. Nothing that fails here reaches anybody. The thread lives while there is work, so
-that there is none to end after a fork.
+connection to lend; and where sessions share one connection, because a SELECT on that is in their transaction. Nothing
+that fails here reaches anybody. The thread lives while there is work, so that there is none to end after a fork.
+
+A thread has no use for an asyncio engine's connections, and a task of ours would have to end before the application's
+loop does, with a connection in its hands. So the get that is drawn waits for its own verification, which ends with it:
+one at a time, and not for long.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import os
 import random
 import threading
@@ -35,7 +39,7 @@ log = logging.getLogger("sqlmodel_cache")
 
 WAITING = 16  # hits that wait for the thread; more are dropped
 QUIET = 60.0  # seconds between two warnings of one table
-PATIENCE = 1.0  # seconds that `settle` waits for the row that is being looked at
+PATIENCE = 1.0  # seconds that a get of an asyncio engine, or `settle`, waits for the row that is being looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,32 +84,65 @@ class Sampler:
         self._waiting: deque[Sample] = deque()
         self._thread: threading.Thread | None = None
         self._warned: dict[TableRef, float] = {}  # when, in seconds of time.monotonic()
+        self._awaited = False  # whether a get waits for its verification
+        self._rests_until = -math.inf  # seconds of time.monotonic(): so long no get waits
 
     def draws(self) -> bool:
         """Return whether this hit is one of the share."""
         return random.random() < self._share  # noqa: S311
 
     def offer(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> None:
-        """Have a hit verified, unless that would be in somebody's way. Never raises, and never waits."""
+        """Have a hit verified, unless that would be in somebody's way. Never raises, but what cancels its caller.
+
+        It waits for nothing, but where the engine is an asyncio one: there it is called in a greenlet.
+        """
         try:
-            self._offer(session, lane, key)
+            sample = self._sample(session, lane, key)
+            if sample is None:
+                return
+            if sample.engine.dialect.is_async:
+                # 1 A: locks the table, or the SQLite file   2 A: get, a hit   3 V: SELECT, waits for A, which awaits V
+                if not lane.transactions:
+                    _sqlalchemy.wait_for(self._verify(sample))
+                return
+            with self._lock:
+                if len(self._waiting) < WAITING:
+                    self._waiting.append(sample)
+                    self._wake()
         except Exception:
             log.debug("a hit could not be offered for verification", exc_info=True)
 
-    def _offer(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> None:
+    def _sample(self, session: Session, lane: Lane, key: _sqlalchemy.IdentityKey) -> Sample | None:
         if self._closed:
-            return
+            return None
+        if self._pid != os.getpid():
+            self._begin()
         text = lane.entity.table.pk_text(key[1])
         engine = session.get_bind(lane.entity.mapper)
         if text is None or not isinstance(engine, Engine) or not _lends(engine):
-            return
-        sample = Sample(lane.entity, engine, lane.ref, key[1], text)
-        if self._pid != os.getpid():
-            self._begin()
+            return None
+        return Sample(lane.entity, engine, lane.ref, key[1], text)
+
+    async def _verify(self, sample: Sample) -> None:
+        """Verify a hit in the task that has asked for it, if none does so now, and the last has not taken too long."""
         with self._lock:
-            if len(self._waiting) < WAITING:
-                self._waiting.append(sample)
-                self._wake()
+            if self._awaited or time.monotonic() < self._rests_until:
+                return
+            self._awaited = True
+        task = asyncio.current_task()
+        cancelled = 0 if task is None else task.cancelling()
+        limit = asyncio.timeout(PATIENCE)
+        try:
+            with suppress(TimeoutError):
+                async with limit:
+                    await _sqlalchemy.in_new_greenlet(self._check, sample)
+        finally:
+            self._awaited = False
+            if limit.expired():
+                self._rests_until = time.monotonic() + QUIET
+        # 1 cancelled   2 the SELECT's connection is given up, and a listener raises   3 `_check` has caught just that
+        if task is not None and task.cancelling() > cancelled:
+            raise asyncio.CancelledError
 
     def _wake(self) -> None:
         if self._thread is None:
@@ -171,8 +208,6 @@ class Sampler:
 def _lends(engine: Engine) -> bool:
     """Return whether an engine has a connection to spare, on which a SELECT is in nobody's transaction."""
     pool = engine.pool
-    if engine.dialect.is_async:
-        return False
     if isinstance(pool, QueuePool):
         return pool.checkedout() < max(pool.size(), 1)
     return not shares_transactions(pool)

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from ._effects import (
     Entry,
+    Fenced,
     Granted,
     Hit,
     Lease,
@@ -171,6 +172,7 @@ class _Search(Generic[Place, Decoded]):
         self.row: tuple[Entry, Reading[Decoded]] | None = None  # where the hint says that the row is
         self.corrupt = False
         self.lost = False  # a lease was not answered
+        self.fenced: set[Entry] = set()  # whose lease was refused
         self.leases: dict[Entry, Granted] = {}
 
     def look_up(self) -> Plan[Answer[Decoded, Any] | None]:
@@ -206,6 +208,7 @@ class _Search(Generic[Place, Decoded]):
             lease.entry: reply for lease, reply in zip(wanted, replies, strict=True) if isinstance(reply, Granted)
         }
         self.lost = any(isinstance(reply, TransportError) for reply in replies)
+        self.fenced = {lease.entry for lease, reply in zip(wanted, replies, strict=True) if isinstance(reply, Fenced)}
 
     def load_and_fill(self) -> Plan[Answer[Decoded, Any]]:
         located: Located[Any] = yield from perform(Locate(encode=bool(self.leases)))
@@ -223,13 +226,16 @@ class _Search(Generic[Place, Decoded]):
         return Answer(self._source(replies), None, located.loaded.row, self.corrupt)
 
     def _source(self, filled: tuple[bool | TransportError, ...]) -> Source:
+        if self.row is not None and self.row[0] in self.fenced:
+            return Source.FENCED
         if True in filled:
             return Source.FILLED
         if self.lost or any(isinstance(reply, TransportError) for reply in filled):
             return Source.UNREACHABLE
-        if filled:
-            return Source.REFUSED
-        return Source.UNCACHED if self.leases else Source.FENCED
+        if self.fenced and not self.leases:
+            return Source.FENCED
+        # 1 R1: look-up of the key, a miss   2 R2: the same, lease, fill   3 R1: lease, a hit: R2 was first
+        return Source.UNCACHED if self.leases and not filled else Source.REFUSED
 
     def _new(self, located: Located[Any]) -> Iterator[tuple[Entry, Reading[Any], bytes]]:
         if located.hint is not None:

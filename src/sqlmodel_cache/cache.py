@@ -62,8 +62,10 @@ class Cache:
         self.inspector = Inspector(self.driver, self.entities, naming)
         self.writer = Writer(settings, self.driver, self.entities, naming, self.counters)
         self.verifier = Verifier(self.reader, hides=naming.hides, default_ttl_ms=settings.default_ttl_ms)
+        self.sampler: Sampler | None = None
         if settings.verify:
-            self.reader.sampler = Sampler(settings.verify, self.verifier, self.writer.forget, hides=naming.hides)
+            self.sampler = Sampler(settings.verify, self.verifier, self.writer.forget, hides=naming.hides)
+            self.reader.sampler = self.sampler
 
     def stats(self) -> Stats:
         """Return what has been counted, and how things are."""
@@ -74,8 +76,8 @@ class Cache:
 
     def close(self) -> None:
         """Release what the library opened: listeners, and the connections of the near cache and the transports."""
-        if self.reader.sampler is not None:
-            self.reader.sampler.close()
+        if self.sampler is not None:
+            self.sampler.close()
         self.reader.close()
         if self._tracking is not None:
             self._tracking.stop()

@@ -110,9 +110,9 @@ class SQLModelCache:
             timeout: seconds that one read of the cache may take, before it counts as a miss. A Redis transport that
                 was made with a time-out of its own keeps it.
             commit_timeout: seconds that one attempt to invalidate may take, before and after a COMMIT; as above.
-            verify: the share of gets' hits that are compared with the database after they have been answered: 0.001
-                is one in a thousand. A row that differs is logged, counted and invalidated. Hits
-                of asyncio engines are left out: `averify` compares their rows.
+            verify: the share of gets' hits that are compared with the database: 0.001 is one in a thousand. A row that
+                differs is logged, counted and invalidated. A thread does it, once the caller has its row; with an
+                asyncio engine the get that is drawn waits for it, for a second at most, and returns its row then.
 
         Raises:
             ConfigurationError: an argument is wrong; the previous configuration stays.
@@ -184,8 +184,8 @@ class SQLModelCache:
         cache = cls._cache
         if cache is None:
             return True
-        if cache.reader.sampler is not None:
-            cache.reader.sampler.settle()
+        if cache.sampler is not None:
+            cache.sampler.settle()
         delivered = cache.driver.settle(milliseconds("timeout", timeout) / 1000)
         cache.driver.close()
         return delivered
@@ -375,7 +375,8 @@ class SQLModelCache:
         Args:
             model: a mapped class.
             pk: a primary key, a tuple if it has several columns.
-            bind: with a primary key: the session, connection or engine that the row is read with.
+            bind: with a primary key: the session, connection or engine that the row is read with. In an event loop,
+                `aexplain` asks.
 
         Raises:
             ConfigurationError: the model is not a mapped class; with a key, it is not cached, the key is not one of its
@@ -393,6 +394,13 @@ class SQLModelCache:
         if cache is None:
             return explain(model, None, Entities(), {})
         return explain(model, cache.settings, cache.entities, cache.reader.not_stored)
+
+    @classmethod
+    async def aexplain(cls, model: type, pk: object, *, bind: AsyncBind) -> RowExplanation:
+        """`explain` of a row, in an event loop. That of a model waits for nothing, and is the same everywhere."""
+        if pk is None:
+            raise ConfigurationError("pk", pk, "give a primary key; of a model alone, SQLModelCache.explain() tells")
+        return await _sqlalchemy.in_new_greenlet(cls.explain, model, pk, bind=bind)
 
     @classmethod
     def trace(cls) -> AbstractContextManager[Trace]:

@@ -146,7 +146,7 @@ class Stats:
     """Counts of this process since `configure()`. A get of a cached model is exactly one hit, miss or bypass.
 
     So is a lazy load of a relationship that opted in, but for those of an attribute's history, or of a larger load.
-    A get of what its session holds already is none of them.
+    A get of what its session holds already is none of them, nor is a miss whose SELECT raises an error.
     """
 
     hits: int = 0  # gets answered from the cache

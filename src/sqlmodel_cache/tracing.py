@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -74,15 +74,15 @@ _watchers: tuple[Watcher, ...] = ()
 def trace() -> Iterator[Trace]:
     """List the gets of this block: of its thread or task, and of those that inherit its context."""
     found = Trace()
-    token = _traces.set((*_traces.get(), found))
+    _traces.set((*_traces.get(), found))
     _change(opened=1)
     try:
         yield found
     finally:
         found.end()
         _change(opened=-1)
-        with suppress(ValueError):  # a framework may leave the block in another context than it entered it in
-            _traces.reset(token)
+        # Not by its token: blocks may end in another order than they began in, and in another context.
+        _traces.set(tuple(each for each in _traces.get() if each is not found))
 
 
 def watch(watcher: Watcher) -> None:

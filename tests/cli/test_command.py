@@ -17,7 +17,8 @@ from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import create_engine
 
-from sqlmodel_cache import RedisAsyncTransport, RedisSyncTransport, SQLModelCache
+from sqlmodel_cache import NearCache, RedisAsyncTransport, RedisSyncTransport, SQLModelCache
+from sqlmodel_cache.cli._target import Options, Target
 
 TESTS = Path(__file__).parents[1]
 NOBODY = "redis://127.0.0.1:1"
@@ -52,6 +53,20 @@ def test_the_real_command(redis_url: str, redis_client: redis.Redis, database: s
     wrong = process("inspect", "models:Hero", "1", REDIS_URL=redis_url)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "which database? Give --database, or DATABASE_URL: keys contain its name\n"
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_output_that_cannot_be_written_is_said(redis_url: str, redis_client: redis.Redis, words: tuple[str]) -> None:
+    """A full disk is one line and 2; who reads no further is no error of a command's."""
+    command = [sys.executable, "-m", "sqlmodel_cache.cli", "stats", "--transport", redis_url, *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "what was to be written is lost: No space left on device\n")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
 
 
 def test_completion_and_help(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +104,7 @@ WRONG = {
     "an application and a transport": ("stats --app models --transport redis://x", "leave out"),
     "an empty prefix": ("doctor --key-prefix ' '", "key_prefix"),
     "a whole table, and nobody to ask": ("invalidate models:Hero --json", "--yes"),
+    "no such module to follow": ("follow sqlite:///x.db nowhere --outbox --transport redis://x", "no module nowhere"),
 }
 
 
@@ -133,6 +149,15 @@ def test_unreachable_is_3(command: str, database: str) -> None:
         gone = run(*command.split(), "--database", "postgresql+asyncpg://127.0.0.1:1/x", REDIS_URL=NOBODY)
         assert (gone.code, len(gone.stderr.splitlines())) == (3, 1)
         assert "the database does not answer" in gone.stderr
+
+
+@pytest.mark.parametrize("words", ["", "--setup", "--namespace a --setup", "--namespace a --teardown --dry-run"])
+@pytest.mark.parametrize("url", ["postgresql+psycopg://127.0.0.1:1/x", "sqlite:////nowhere/x.db --outbox"])
+def test_follow_says_that_the_database_does_not_answer(url: str, words: str) -> None:
+    """Whichever of its drivers says so, and at which step."""
+    done = run("follow", *url.split(), "models", "--transport", NOBODY, *words.split())
+    assert (done.code, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
+    assert done.stderr.startswith("the database says: ")
 
 
 def test_invalidate_a_row(redis_url: str, redis_client: redis.Redis, database: str) -> None:
@@ -188,6 +213,13 @@ def test_the_application_configures(redis_url: str, redis_client: redis.Redis, d
         assert len(rows_in(redis_client)) == 3
         assert run("invalidate", *words, "--", 1).code == 0
         assert get(database, redis_url, Hero, 1, 2, **settings) == 1
+
+
+def test_a_command_verifies_no_hits(redis_url: str, application: Any) -> None:
+    """The application's share is of its own gets: no command has threads, or waits, for the sake of another's."""
+    application.configure = lambda: SQLModelCache.configure(redis_url, verify=1.0, near_cache=NearCache())
+    changed = Target(Options(app="cli_application:configure")).configure()
+    assert (changed.verify, changed.near_cache) == (0.0, None)
 
 
 def test_a_tenant_is_named(redis_url: str, redis_client: redis.Redis, database: str, application: Any) -> None:

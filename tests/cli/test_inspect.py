@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -45,6 +46,7 @@ def test_a_value(redis_url: str, redis_client: redis.Redis, database: str) -> No
     assert found["table_key"] == found["key"].rpartition(":")[0]
     assert 500 < found["ttl_seconds"] <= 600
     assert found["bytes"] == len(redis_client.get(found["key"]) or b"")
+    assert found["memory_bytes"] == redis_client.memory_usage(found["key"])
     assert [(each["kind"], each["model"]) for each in found["shapes"]] == [("row", "models:Hero")]
     assert get(database, redis_url, Hero, 1) == 1
 
@@ -72,6 +74,26 @@ def test_absence(redis_url: str, redis_client: redis.Redis, database: str) -> No
     get(database, redis_url, Badge, "x y/z")
     done = look(redis_url, database, "models:Badge", "x y/z")
     assert (done.code, done.json["state"], done.json["hit"], done.json["columns"]) == (0, "absent", True, None)
+
+
+@pytest.mark.parametrize(("model", "pk"), [(Badge, "ü: {✓}/%,\\"), (Badge, " "), (Gadget, ("a:b ü", 7))], ids=str)
+def test_keys_are_spelled_as_they_are(
+    redis_url: str, redis_client: redis.Redis, database: str, model: type, pk: Any
+) -> None:
+    """Separators, spaces, other alphabets, several columns: the row that the application has, and no other."""
+    texts = [str(part) for part in (pk if isinstance(pk, tuple) else (pk,))]
+    engine = create_engine(database)
+    with Session(engine) as session:
+        session.add(Badge(code=pk, label="x") if model is Badge else Gadget(owner=pk[0], number=pk[1]))
+        session.commit()
+    engine.dispose()
+    name = f"models:{model.__name__}"
+    get(database, redis_url, model, pk)
+    assert look(redis_url, database, name, *texts).json["hit"]
+    assert get(database, redis_url, model, pk) == 1
+    assert run("invalidate", name, *texts, "--database", database, REDIS_URL=redis_url).code == 0
+    assert look(redis_url, database, name, *texts).json["state"] == "leased"
+    assert get(database, redis_url, model, pk) == 0
 
 
 def test_invalidated(redis_url: str, redis_client: redis.Redis, database: str) -> None:

@@ -54,6 +54,9 @@ def test_stats_counts_each_table(redis_url: str, redis_client: redis.Redis, data
     [server] = done.json["servers"]
     assert server["keyspace_hits"] > 0
     assert server["used_memory"] > 0
+    hits, misses = server["keyspace_hits"], server["keyspace_misses"]
+    assert hits != misses
+    assert server["hit_rate"] == round(hits / (hits + misses), 4)
     assert "SQLModelCache.stats()" in done.json["note"]
     other = run("stats", "--json", "--key-prefix", "other[*]", REDIS_URL=redis_url)
     assert [(table["table"], table["rows"]) for table in other.json["tables"]] == [("hero", 1)]
@@ -67,6 +70,18 @@ def test_stats_for_people(redis_url: str, redis_client: redis.Redis, database: s
     done = run("stats", REDIS_URL=redis_url)
     assert [line.split()[0] for line in done.stdout.splitlines()][-3:-1] == ["table", "hero"]
     assert "SQLModelCache.stats()" in done.stdout
+
+
+def test_strangers_keys_command_no_terminal(redis_url: str, redis_client: redis.Redis) -> None:
+    """Below the prefix, but none that the library writes: control characters, or no UTF-8."""
+    redis_client.set(b"sqlmodelcache:{db/hero:1}:1", "V")
+    for name in (b"\x1b[2J", b"a\nb", b"\xff", b"\x7f"):
+        redis_client.set(b"sqlmodelcache:{db/hero:1}:" + name, "V")
+        redis_client.set(b"sqlmodelcache:{" + name + b"/hero:1}:2", "V")
+    [table] = run("stats", "--json", REDIS_URL=redis_url).json["tables"]
+    assert (table["namespace"], table["rows"]) == ("db", 1)
+    assert [row["pk"] for row in run("top", "--json", REDIS_URL=redis_url).json["largest"]] == ["1"]
+    assert "\x1b" not in run("top", REDIS_URL=redis_url).stdout
 
 
 def test_stats_knows_unique_keys(redis_url: str, redis_client: redis.Redis) -> None:

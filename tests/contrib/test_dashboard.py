@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from sqlalchemy import Engine, event, text, update
 from sqlmodel import Session, SQLModel, create_engine
 
 from sqlmodel_cache import ConfigurationError, MemoryTransport, RedisSyncTransport, SQLModelCache
+from sqlmodel_cache._effects import Keys
+from sqlmodel_cache.contrib import dashboard
 from sqlmodel_cache.contrib.dashboard import cache_dashboard
 from sqlmodel_cache.contrib.dashboard._history import MODELS, POINTS, STEP, History
 from sqlmodel_cache.metrics import BOUNDS, Histogram, ModelStats, Stats
@@ -100,6 +103,8 @@ async def test_page_runs_what_is_in_it_and_nothing_else() -> None:
     assert policy["require-trusted-types-for"] == "'script'"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     others = set(re.findall(r"https?://[^\s\"'`]*", answer.text)) - {"http://www.w3.org/2000/svg"}
     assert others == set()
     assert re.findall(r"\b(?:src|href|srcset|style|on\w+)=", answer.text.partition("<script>")[0]) == []
@@ -155,6 +160,16 @@ async def test_other_methods_and_protocols() -> None:
         refused = await client.delete("/")
         assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
         assert (await client.get("/invalidate")).status_code == 405
+        assert (await client.options("/")).status_code == 405
+
+    for path in ("/", "/data", "/keys", "/nowhere"):  # without a client, which drops the body itself
+        sent: list[Any] = []
+
+        async def keep(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        await app({"type": "http", "method": "HEAD", "path": path, "headers": []}, keep, keep)
+        assert [message.get("body") for message in sent] == [None, b""]
 
     async def converse(kind: str, *messages: str) -> list[str]:
         said: list[str] = []
@@ -184,6 +199,24 @@ async def test_data_without_a_cache() -> None:
     assert await get("/keys") == {"error": "nothing is configured"}
 
 
+async def test_data_has_what_the_page_reads(heroes: Engine) -> None:
+    """The script finds each name that it asks for, in the whole and in its parts."""
+    read(heroes, 1, 1)
+    cache = SQLModelCache._cache
+    assert cache is not None
+    keys = Keys(("p:{n/hero:1}:1",), ())
+    cache.writer.journal.began(keys)
+    data, sample = await get("/data"), await get("/keys")
+    cache.writer.journal.ended(keys)
+    script = files(dashboard.__name__).joinpath("page.js").read_text()
+    assert set(re.findall(r"\bdata\.(\w+)", script)) == set(data)
+    assert set(re.findall(r"\bview\.(\w+)", script)) == set(sample) | {"error"}
+    parts = [data["models"][0], data["invalidations"][0], data["in_flight"][0], sample["largest"][0]]
+    assert set(re.findall(r"\beach\.(\w+)", script)) <= {name for part in parts for name in part}
+    assert set(re.findall(r"\btouched\.(\w+)", script)) - {"slice"} == set(data["invalidations"][0]["touched"][0])
+    assert data["models"][0]["parts"] == 1
+
+
 async def test_data_counts_by_model(heroes: Engine) -> None:
     """Every cached model is there, the most read first."""
     read(heroes, 1, 1, 1)
@@ -192,6 +225,12 @@ async def test_data_counts_by_model(heroes: Engine) -> None:
     names = [model["name"] for model in view["models"]]
     assert {"models:Hero", "models:Team", "models:Gadget"} <= set(names)
     assert "models:Plain" not in names
+    counted, hero = SQLModelCache.stats().models["models:Hero"], view["models"][0]
+    assert hero["hit_median"] == round(counted.hit_seconds.quantile(0.5) * 1000, 4) > 0  # milliseconds
+    assert hero["hit_p99"] == round(counted.hit_seconds.quantile(0.99) * 1000, 4)
+    assert hero["miss_median"] == round(counted.miss_seconds.quantile(0.5) * 1000, 4) > 0
+    assert hero["miss_p99"] == round(counted.miss_seconds.quantile(0.99) * 1000, 4)
+    assert hero["reasons"] == {"miss": {"absent": 1}, "bypass": {}, "refused": {}}
 
 
 async def test_data_says_what_was_invalidated_and_why(heroes: Engine) -> None:
@@ -215,15 +254,15 @@ async def test_data_says_what_was_invalidated_and_why(heroes: Engine) -> None:
             connection.commit()
     view = await get("/data")
     seen = [(each["why"], each["touched"]) for each in view["invalidations"]]
+    assert seen.pop() == ("commit", [{"table": "hero", "rows": ["1", "2", "3", "4", "5"], "whole": False}])  # INSERTs
     rows = {"table": "hero", "rows": ["1", "2"], "whole": False}
     whole = {"table": "hero", "rows": [], "whole": True}
-    assert [why for why, _ in seen] == [
+    assert [why for why, _ in seen[:5]] == [
         "a COMMIT that failed",
         "a statement that commits by itself",
         "invalidate()",
         "commit",
         "commit",
-        *["a statement that commits by itself"] * (len(seen) - 5),
     ]
     assert [touched for _, touched in seen[2:5]] == [[{**rows, "rows": ["3"]}], [whole], [rows]]
 
@@ -302,6 +341,29 @@ async def test_keys_are_the_largest_and_the_hottest(heroes: Engine) -> None:
     assert view["hottest"][0]["bytes"] > 0
 
 
+def test_a_sample_that_is_slow_keeps_one_thread(heroes: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks meanwhile has the last one, and does not wait."""
+    now, begun, goes_on = 100.0, threading.Event(), threading.Event()
+    monkeypatch.setattr(dashboard._views.time, "monotonic", lambda: now)
+    keys = dashboard._views.Keys()
+    first = keys._look()
+
+    def slow() -> dict[str, Any]:
+        begun.set()
+        assert goes_on.wait(20)
+        return {"count": 7}
+
+    monkeypatch.setattr(dashboard._views, "_sampled", slow)
+    now += dashboard._views.KEYS_EVERY
+    thread = threading.Thread(target=keys._look)
+    thread.start()
+    assert begun.wait(20)
+    assert keys._look() is first
+    goes_on.set()
+    thread.join()
+    assert keys._look() == {"count": 7}
+
+
 async def test_keys_of_redis(database: Engine, redis_client: redis.Redis) -> None:
     """The same, by Redis's own counters; one sample serves all who look."""
     SQLModelCache.configure(RedisSyncTransport(redis_client, timeout=30, commit_timeout=30))
@@ -357,6 +419,8 @@ async def test_it_only_looks_by_default(heroes: Engine) -> None:
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
         ({"origin": None}, 403),
+        ({"origin": None, "host": ""}, 403),
+        ({"sec-fetch-site": "none", "origin": None}, 403),
         ({"x-sqlmodel-cache": None}, 403),
         ({"content-type": "text/plain"}, 403),
         ({"content-type": "application/x-www-form-urlencoded"}, 403),
@@ -427,6 +491,7 @@ async def test_an_async_transport_alone_is_enough(redis_url: str, database: Engi
         ([], "request"),
         (b"{", "Expecting"),
         (b"\xff", "utf-8"),
+        (b"[" * 50_000, "recursion"),
     ],
     ids=str,
 )
@@ -436,6 +501,16 @@ async def test_what_cannot_be_invalidated_is_an_error(heroes: Engine, wanted: An
     answer = await post(wanted, actions=True)
     assert (answer.status_code, words in answer.json()["error"]) == (400, True)
     assert SQLModelCache.stats().invalidated == before
+
+
+async def test_what_the_cache_has_not_been_told_is_said(database: Engine) -> None:
+    """With a Redis that is gone nobody else hears of it: it is owed, and not done."""
+    SQLModelCache.configure("redis://127.0.0.1:1")
+    with Session(database) as session:
+        session.add(Hero(id=1, name="Rusty"))
+        session.commit()
+    answer = await post({"model": "models:Hero", "pk": ["1"]}, actions=True)
+    assert answer.json() == {"invalidated": "models:Hero 1, but the cache has not been told yet"}
 
 
 async def test_requests_are_bounded(heroes: Engine) -> None:
@@ -516,6 +591,48 @@ def test_history_looks_when_it_is_due() -> None:
     assert history.is_due
     history.look(Stats())
     assert history.since(0) == []
+
+
+@pytest.mark.parametrize("before", [(9, 1), (1, 9)], ids=str)
+def test_history_begins_anew_with_one_count(before: tuple[int, int]) -> None:
+    """Of a model, or of all, whichever count is less than before: the whole is new."""
+    now = 0.0
+    history, whole = History(lambda: now), History(lambda: now)
+    counted = [ModelStats(hits=number, misses=misses) for number, misses in (before, (3, 2))]
+    history.look(Stats(hits=1, misses=1, models={"a": counted[0]}))
+    whole.look(Stats(hits=before[0], misses=before[1]))
+    now = STEP
+    history.look(Stats(hits=10, misses=10, models={"a": counted[1]}))
+    whole.look(Stats(hits=3, misses=2))
+    assert history.since(0)[0].reads["a"][:2] == (3, 2)
+    assert whole.since(0)[0].reads[""][:2] == (3, 2)
+    whole.look(Stats(hits=3, misses=2))
+    assert len(whole.since(0)) == 1  # no time has gone by
+
+
+def test_history_prefers_what_is_read_most() -> None:
+    """Misses are reads, too."""
+    now = 0.0
+    history = History(lambda: now)
+    history.look(Stats())
+    now = STEP
+    models = {f"m{number}": ModelStats(hits=2) for number in range(MODELS)}
+    history.look(Stats(models={**models, "missing": ModelStats(misses=3), "idle": ModelStats(bypasses=9)}))
+    reads = history.since(0)[0].reads
+    assert "missing" in reads
+    assert "idle" not in reads
+
+
+async def test_history_goes_on_while_nobody_looks(heroes: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer of the event loop counts on."""
+    for module in (dashboard, dashboard._history):
+        monkeypatch.setattr(module, "STEP", 0.001)
+    app: Any = cache_dashboard()
+    async with browsing(app) as client:
+        await client.get("/data")
+    async with asyncio.timeout(20):
+        while len(app._history.since(0)) < 3:
+            await asyncio.sleep(0)
 
 
 async def test_points_are_sent_once(heroes: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from sqlalchemy import Engine
 from sqlmodel import Session, SQLModel, create_engine
 
 from sqlmodel_cache import SQLModelCache, tracing
-from sqlmodel_cache.contrib.otel import instrument_metrics, trace_gets
+from sqlmodel_cache.contrib.otel import instrument_metrics, record_durations, trace_gets
+from sqlmodel_cache.metrics import BOUNDS
 
 
 @pytest.fixture
@@ -58,11 +59,38 @@ def test_counts_are_observed(heroes: Engine) -> None:
     assert found["sqlmodel_cache.not_stored", model, ("reason", "late")] == 0
     assert found["sqlmodel_cache.fills", model] == 1
     assert found["sqlmodel_cache.read", model] > 0
-    assert found["sqlmodel_cache.get.duration", model, ("outcome", "hit")] > 0
+    assert found["sqlmodel_cache.verified", model] == found["sqlmodel_cache.discrepancies", model] == 0
+    assert found["sqlmodel_cache.get.time", model, ("outcome", "hit")] > 0
     assert found["sqlmodel_cache.owed",] == found["sqlmodel_cache.breaker_open",] == 0
     assert found["sqlmodel_cache.errors",] == found["sqlmodel_cache.outages",] == 0
     get_hero(heroes, 1)
     assert observed(reader)["sqlmodel_cache.gets", model, ("outcome", "hit")] == 3
+    provider.shutdown()
+
+
+def test_durations_are_a_histogram(heroes: Engine) -> None:
+    """With this library's buckets, whose shortest are of microseconds; its sum and count are those of `stats()`."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    stop = record_durations(provider)
+    try:
+        for _ in range(3):
+            get_hero(heroes, 1)
+        with Session(heroes) as session:
+            session.get(Hero, "x")
+    finally:
+        stop()
+    get_hero(heroes, 1)
+    assert not tracing.active
+    data: Any = reader.get_metrics_data()
+    [metric] = data.resource_metrics[0].scope_metrics[0].metrics
+    assert (metric.name, metric.unit) == ("sqlmodel_cache.get.duration", "s")
+    points = {point.attributes["outcome"]: point for point in metric.data.data_points}
+    assert {outcome: point.count for outcome, point in points.items()} == {"miss": 1, "hit": 2, "bypass": 1}
+    assert {point.attributes["model"] for point in points.values()} == {"models:Hero"}
+    seconds = SQLModelCache.stats().models["models:Hero"].miss_seconds
+    assert points["miss"].explicit_bounds == BOUNDS[:-1]
+    assert (points["miss"].bucket_counts, points["miss"].sum) == (seconds.counts, pytest.approx(seconds.sum))
     provider.shutdown()
 
 

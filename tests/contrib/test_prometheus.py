@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine
 from sqlmodel import Session, SQLModel, create_engine
 
-from sqlmodel_cache import SQLModelCache
+from sqlmodel_cache import ModelStats, SQLModelCache, Stats
 from sqlmodel_cache.contrib.prometheus import register
-from sqlmodel_cache.metrics import BOUNDS
+from sqlmodel_cache.metrics import BOUNDS, ReadOnly
 
 DASHBOARD: dict[str, Any] = json.loads(files("sqlmodel_cache.contrib").joinpath("grafana.json").read_text())
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
@@ -76,8 +76,43 @@ def test_counts_are_exposed(heroes: Engine) -> None:
     assert sorted(buckets) == buckets
     assert value(registry, f"{seconds}_bucket", model=model, outcome="hit", le="+Inf") == 2
     assert value(registry, f"{seconds}_count", model=model, outcome="hit") == 2
+    assert value(registry, f"{seconds}_count", model=model, outcome="miss") == 1
     assert value(registry, "sqlmodel_cache_breaker_open") == 0
     assert value(registry, "sqlmodel_cache_owed") == 0
+
+
+def test_every_count_is_exposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under its own name, each with a number of its own; a near hit is not counted as another hit, too."""
+    names = ("near_hits", "fills", "shared", "corrupt", "invalidated", "verified", "discrepancies")
+    numbers = dict(zip(names, range(2, 9), strict=True))
+    one = ModelStats(hits=100, **numbers, bytes_read=21, bytes_written=22)
+    stats = Stats(hits=100, owed=11, outages=12, errors=13, unreachable=True, models=ReadOnly({"a:B": one}))
+    monkeypatch.setattr(SQLModelCache, "stats", lambda: stats)
+    registry = CollectorRegistry()
+    register(registry)
+    name = "sqlmodel_cache"
+    assert value(registry, f"{name}_gets_total", model="a:B", outcome="hit", reason="") == 98
+    assert value(registry, f"{name}_gets_total", model="a:B", outcome="near_hit", reason="") == 2
+    for field in names[1:]:
+        assert value(registry, f"{name}_{field}_total", model="a:B") == numbers[field]
+    assert value(registry, f"{name}_read_bytes_total", model="a:B") == 21
+    assert value(registry, f"{name}_written_bytes_total", model="a:B") == 22
+    assert value(registry, f"{name}_owed") == 11
+    assert value(registry, f"{name}_outages_total") == 12
+    assert value(registry, f"{name}_errors_total") == 13
+    assert value(registry, f"{name}_breaker_open") == 1
+
+
+def test_labels_are_bounded(heroes: Engine) -> None:
+    """By models and by the reasons that there are: no key, and no text of an error."""
+    registry = CollectorRegistry()
+    register(registry)
+    before = len(samples(registry))
+    for pk in range(2, 6):
+        with Session(heroes) as session:
+            session.get(Hero, pk)
+            session.get(Hero, str(pk))
+    assert len(samples(registry)) == before
 
 
 def test_nothing_configured_is_nothing_counted() -> None:
@@ -89,26 +124,43 @@ def test_nothing_configured_is_nothing_counted() -> None:
     assert samples(registry) == {}
 
 
-def labels_of(query: str) -> set[str]:
-    """Return the labels that a query compares, groups by or multiplies by."""
-    compared = set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)\s*\"", query))
-    grouped = {name.strip() for group in re.findall(r"by \(([^)]*)\)", query) for name in group.split(",")}
-    return (compared | grouped) - {"instance"}
+SELECTOR = re.compile(r"(sqlmodel_cache_\w+)(?:\{([^}]*)\})?")
+MATCHER = re.compile(r"(\w+)(=~|!=|=)\"([^\"]*)\"")
+
+
+def matches(labels: dict[str, str], matchers: list[tuple[str, str, str]]) -> bool:
+    """Return whether a series has labels that a selector asks for; `$model` is all of them."""
+    for name, how, wanted in matchers:
+        if name not in labels:
+            return False
+        value = labels[name]
+        found = value == wanted if how in ("=", "!=") else re.fullmatch(wanted.replace("$model", ".*"), value)
+        if bool(found) is (how == "!="):
+            return False
+    return True
 
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_dashboard_asks_for_what_there_is(heroes: Engine, query: str) -> None:
-    """Each name in a query is exposed, with each label that the query uses."""
+    """Each selector in a query finds a series, which has each label that the query groups by."""
     registry = CollectorRegistry()
     register(registry)
-    exposed: dict[str, set[str]] = {}
-    for name, labels in samples(registry):
-        exposed.setdefault(name, set()).update(dict(labels))
-    names = NAME.findall(query)
-    assert names
-    for name in names:
-        assert name in exposed
-        assert labels_of(query) <= exposed[name]
+    series = [(name, dict(labels)) for name, labels in samples(registry)]
+    selectors = SELECTOR.findall(query)
+    assert selectors
+    grouped = {name.strip() for group in re.findall(r"by \(([^)]*)\)", query) for name in group.split(",")}
+    for name, matchers in selectors:
+        found = [labels for each, labels in series if each == name and matches(labels, MATCHER.findall(matchers))]
+        assert found, name
+        assert all(grouped - {"instance"} <= labels.keys() for labels in found)
+
+
+def test_dashboard_names_lines_by_labels_that_they_have() -> None:
+    """A legend's label is one that its query groups by."""
+    for target in (target for panel in DASHBOARD["panels"] for target in panel["targets"]):
+        groups = re.findall(r"by \(([^)]*)\)", target["expr"])
+        grouped = {name.strip() for group in groups for name in group.split(",")}
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) == grouped - {"le"}
 
 
 def test_dashboard_shows_all_that_is_exposed(heroes: Engine) -> None:
@@ -121,8 +173,20 @@ def test_dashboard_shows_all_that_is_exposed(heroes: Engine) -> None:
 
 
 def test_dashboard_loads() -> None:
-    """What Grafana needs: a title, a place for each panel, an id of its own, and the variables that queries use."""
+    """What Grafana needs: a title, a uid, a place for each panel, ids of their own, and the variables of queries."""
     assert DASHBOARD["title"]
+    assert 8 <= len(DASHBOARD["uid"]) <= 40
+    taken: set[tuple[int, int]] = set()
+    for place in (panel["gridPos"] for panel in DASHBOARD["panels"]):
+        rows, columns = range(place["y"], place["y"] + place["h"]), range(place["x"], place["x"] + place["w"])
+        cells = {(x, y) for x in columns for y in rows}
+        assert columns.stop <= 24
+        assert not cells & taken
+        taken |= cells
+    for panel in DASHBOARD["panels"]:
+        names = [target["refId"] for target in panel["targets"]]
+        assert len(set(names)) == len(names)
+        assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
     assert all(panel["gridPos"].keys() == {"x", "y", "w", "h"} for panel in DASHBOARD["panels"])

@@ -187,11 +187,11 @@ def limit(client: redis.Redis, policy: str, bytes_left: int) -> None:
 def test_evictions_cost_misses_only(engine: Engine, small_server: RedisServer, policy: str) -> None:
     """With more rows than there is memory for, every get returns the row as it is, through all kinds of writes."""
     with redis.Redis.from_url(small_server.url) as client:
-        SQLModelCache.configure(RedisSyncTransport(client, timeout=20, commit_timeout=20))
         with engine.begin() as connection:
             connection.execute(insert(Team).values(id=1, name="A"))
             rows = [{"id": pk, "name": "0" * 200, "age": pk, "team_id": None} for pk in range(150)]
             connection.execute(insert(Hero), rows)
+        SQLModelCache.configure(RedisSyncTransport(client, timeout=20, commit_timeout=20))
         name_of(engine, 0)
         write(engine, "row", 0, "0" * 200)  # every script is in the server's memory by now
         limit(client, policy, 40_000)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from follow.conftest import PATIENCE, Following, catch_up, eventually, following
-from follow.tables import Event, OldEvent
+from follow.conftest import PATIENCE, Following, catch_up, eventually, following, remembered
+from follow.tables import City, Event, OldEvent
 from follow.test_loss import hits, warm
 from follow.test_stream import DAY, ID, OLD_DAY, hit
 from models import Team, add_hero, get_hero
@@ -18,7 +19,9 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from sqlmodel_cache import SQLModelCache
+from sqlmodel_cache.follow import _connect
 from sqlmodel_cache.follow._connect import connect_replication
+from sqlmodel_cache.follow._source import SourceError
 from sqlmodel_cache.follow._stream import Stream
 
 NAME = "sqlmodel_cache_postgres"
@@ -178,6 +181,75 @@ def test_table_that_is_locked_does_not_hold_up_the_others(
             assert running.stats.restarts == 0
 
 
+def test_published_table_that_is_locked_does_not_hold_up_the_others(
+    database: Engine, outside: psycopg.Connection[Any], logical_url: str
+) -> None:
+    """A look at the catalog opens it, and ALTER TABLE may keep it locked for as long as it takes."""
+    SQLModelCache.configure()
+    pk = add_hero(database)
+    waiting = (
+        "SELECT count(*) > 0 FROM pg_stat_activity "
+        "WHERE application_name = 'sqlmodel-cache follow' AND wait_event_type = 'Lock'"
+    )
+    with following(database) as running:
+        catch_up(outside)
+        warm(database, pk)
+        with psycopg.connect(logical_url) as holder:
+            holder.execute("LOCK TABLE gadget IN ACCESS EXCLUSIVE MODE")
+            eventually(lambda: outside.execute(waiting).fetchone() == (True,))
+            outside.execute("UPDATE hero SET name = 'new'")
+            catch_up(outside)
+            assert get_hero(database, pk).name == "new"
+        assert running.stats.restarts == 0
+
+
+def test_follower_that_could_not_look_yet_reads_nothing(
+    database: Engine, outside: psycopg.Connection[Any], logical_url: str
+) -> None:
+    """It does not know which tables show whose rows: what it read would be confirmed, and invalidated in part."""
+    SQLModelCache.configure()
+    source = SQLModelCache.follower(database).source
+    source.setup()
+    try:
+        eventually(source.lead)
+        with psycopg.connect(logical_url) as holder:
+            holder.execute("LOCK TABLE gadget IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(SourceError, match="lock timeout"):
+                source.watch()
+    finally:
+        source.close()
+
+
+def test_table_that_is_dropped_between_two_looks_is_not_missed(
+    database: Engine, outside: psycopg.Connection[Any]
+) -> None:
+    """The first look finds it, to be published; by the time that this is done it is gone: the follower goes on."""
+    SQLModelCache.configure()
+    source: Any = SQLModelCache.follower(database).source
+    source.setup()
+    outside.execute(f"ALTER PUBLICATION {NAME} DROP TABLE follow_full".encode())
+    state = source._look(outside)
+    assert [member.name.table for member in state.unpublished] == ["follow_full"]
+    outside.execute("DROP TABLE follow_full")
+    assert source._watch.publish(outside, state) == source._look(outside)
+
+
+def test_table_that_is_dropped_during_a_look_costs_another_look(
+    database: Engine, outside: psycopg.Connection[Any], logical_url: str
+) -> None:
+    """PostgreSQL opens every published table for it, and fails when one is gone by then."""
+    SQLModelCache.configure()
+    source: Any = SQLModelCache.follower(database).source
+    source.setup()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+    with psycopg.connect(logical_url, autocommit=True) as follower, ThreadPoolExecutor(1) as thread:
+        with psycopg.connect(logical_url) as dropper:
+            dropper.execute("DROP TABLE follow_full")
+            look = thread.submit(source._look, follower)
+            eventually(lambda: outside.execute(waiting, (follower.info.backend_pid,)).fetchone() == (1,))
+        assert "follow_full" not in {member.name.table for member in look.result(PATIENCE).members}
+
+
 def test_follower_that_is_frozen_before_it_replicates_does_not_lead(database: Engine) -> None:
     """It has the lock, and nobody would hear that it says nothing: its idle session is ended."""
     SQLModelCache.configure()
@@ -191,6 +263,45 @@ def test_follower_that_is_frozen_before_it_replicates_does_not_lead(database: En
     finally:
         waiting.stop()
         frozen.close()
+
+
+def test_follower_without_the_lock_changes_nothing(
+    database: Engine, outside: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has it may be about to make the slot, which waits for all that write: nobody else makes one meanwhile."""
+    SQLModelCache.configure()
+    monkeypatch.setattr(_connect, "_IDLE_MS", 1000 * PATIENCE)
+    holder: Any = SQLModelCache.follower(database).source
+    other = SQLModelCache.follower(database).source
+    other.setup()
+    outside.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+    slots = "SELECT count(*) FROM pg_replication_slots"
+    try:
+        holder._replication = connect_replication(holder._where)
+        assert holder._locked()
+        assert other.lead() is False
+        assert outside.execute(slots).fetchone() == (0,)
+        holder.close()
+        eventually(other.lead)
+        assert outside.execute(slots).fetchone() == (1,)
+    finally:
+        holder.close()
+        other.close()
+
+
+def test_table_that_inherits_later_is_published(database: Engine, outside: psycopg.Connection[Any]) -> None:
+    """PostgreSQL publishes a table with those that inherit from it then, and leaves out those that come later."""
+    SQLModelCache.configure()
+    with following(database):
+        catch_up(outside)
+        before = remembered(database)
+        outside.execute("CREATE TABLE follow_later (PRIMARY KEY (id)) INHERITS (follow_city)")
+        outside.execute("INSERT INTO follow_later VALUES (7, 'old')")
+        eventually(lambda: remembered(database) != before)  # it has seen the table, and all that wrote before has ended
+        eventually(lambda: hit(database, City, 7)[0])
+        outside.execute("UPDATE follow_later SET note = 'new'")
+        catch_up(outside)
+        assert hit(database, City, 7)[1]["note"] == "new"
 
 
 def test_model_of_a_partition_is_followed(database: Engine, outside: psycopg.Connection[Any]) -> None:
@@ -228,14 +339,33 @@ def test_model_of_a_partition_needs_no_other(
         assert hit(database, OldEvent, (OLD_DAY, ID))[1]["note"] == "new"
 
 
-def test_view_in_a_tables_place_is_reported(database: Engine, outside: psycopg.Connection[Any]) -> None:
-    """What it shows changes in other tables: the model is named, the others are followed."""
+@pytest.mark.parametrize(
+    ("kind", "statements"),
+    [
+        ("view", "CREATE VIEW follow_full AS SELECT 1 AS id, 'x'::text AS note"),
+        ("materialized view", "CREATE MATERIALIZED VIEW follow_full AS SELECT 1 AS id, 'x'::text AS note"),
+        (
+            "foreign table",
+            "CREATE FOREIGN DATA WRAPPER follow; CREATE SERVER follow FOREIGN DATA WRAPPER follow; "
+            "CREATE FOREIGN TABLE follow_full (id int, note text) SERVER follow",
+        ),
+    ],
+)
+def test_view_in_a_tables_place_is_reported(
+    database: Engine, outside: psycopg.Connection[Any], kind: str, statements: str
+) -> None:
+    """What it shows changes in other tables: the model is named, the others are followed.
+
+    A view beside a table of that name, in another schema, need not be what the model shows.
+    """
     SQLModelCache.configure()
-    outside.execute("DROP TABLE follow_full; CREATE VIEW follow_full AS SELECT 1 AS id, 'x'::text AS note")
+    outside.execute(f"DROP TABLE follow_full; {statements}".encode())
+    outside.execute("CREATE SCHEMA reports CREATE VIEW follow_city AS SELECT 1 AS id, 'x'::text AS note")
     try:
         with following(database) as running:
             eventually(lambda: running.stats.problems)
             ((what, _),) = running.stats.problems
-            assert what == '"public"."follow_full" is a view: what it shows changes elsewhere'
+            assert what == f'"public"."follow_full" is a {kind}: what it shows changes elsewhere'
     finally:
-        outside.execute("DROP VIEW follow_full")
+        outside.execute("DROP SCHEMA reports CASCADE; DROP FOREIGN DATA WRAPPER IF EXISTS follow CASCADE")
+        outside.execute(f"DROP {kind} IF EXISTS follow_full".encode())

@@ -59,6 +59,8 @@ def test_setup_is_shown_done_once_and_taken_back(command_line: Command, outside:
     first, second, third = shown.splitlines()
     assert first.startswith('CREATE PUBLICATION "sqlmodel_cache_postgres" FOR TABLE "public".')
     assert '"public"."hero"' in first
+    assert '"public"."follow_event"' in first
+    assert '"public"."follow_event_new"' not in first  # a partition is published with its table
     assert second.startswith('COMMENT ON PUBLICATION "sqlmodel_cache_postgres"')
     assert third == "SELECT pg_create_logical_replication_slot('sqlmodel_cache_postgres', 'pgoutput');"
     assert command_line(*options)[:2] == (0, shown)

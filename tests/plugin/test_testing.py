@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from models import Hero
+from models import Hero, add_hero, get_hero
 from sqlalchemy import Engine
 from sqlmodel import Session
 
@@ -39,6 +39,19 @@ def test_fresh_cache_takes_any_other_transport_that_is_given() -> None:
         config = SQLModelCache.get_config()
         assert config is not None
         assert config.transport is mine
+
+
+def test_clear_forgets_every_row(engine: Engine) -> None:
+    """The next get is a miss; what was counted stays."""
+    with fresh_cache() as cache:
+        pk = add_hero(engine)
+        get_hero(engine, pk)
+        with cache.expect(hits=1, misses=0):
+            get_hero(engine, pk)
+        cache.clear()
+        with cache.expect(hits=0, misses=1):
+            get_hero(engine, pk)
+        assert cache.stats.hits == 1
 
 
 def test_faults_are_met_by_sessions(engine: Engine) -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Store
+import redis
+from conftest import PATIENCE, Store
 from models import Badge, Gadget, Hero, Plain, add_hero, get_hero
+from redis.asyncio import Redis as AsyncRedis
 from sqlalchemy import Engine
-from sqlmodel import Session, select
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlmodel import Session, SQLModel, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from sqlmodel_cache import ConfigurationError, MemoryTransport, RowExplanation, SQLModelCache, TransportError
+from sqlmodel_cache import (
+    ConfigurationError,
+    MemoryTransport,
+    RedisAsyncTransport,
+    RowExplanation,
+    SQLModelCache,
+    TransportError,
+)
 from sqlmodel_cache._effects import Begin, Keys
 
 SQLITE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
@@ -149,3 +161,44 @@ def test_what_cannot_be_explained(engine: Engine) -> None:
     with pytest.raises(ConfigurationError, match="model"):
         SQLModelCache.explain(Plain, 1, bind=engine)
     assert SQLModelCache.explain(Gadget, ("a", 1), bind=engine).state == "nothing"
+
+
+class AsyncOnly:
+    """A transport of an application's own that no sync one can be made of."""
+
+    def __init__(self, transport: RedisAsyncTransport) -> None:
+        self.aexecute, self.aclose = transport.aexecute, transport.aclose
+
+
+async def test_aexplain(redis_url: str, redis_client: redis.Redis, tmp_path: Path) -> None:
+    """A row of an asyncio engine, a connection or a session, where there is nothing but an async transport."""
+    client = AsyncRedis.from_url(redis_url)
+    transport = RedisAsyncTransport(client, timeout=PATIENCE, commit_timeout=PATIENCE)
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/async.db")
+    async with engine.begin() as connection:
+        await connection.run_sync(SQLModel.metadata.create_all)
+    SQLModelCache.configure(async_transport=AsyncOnly(transport))
+    async with AsyncSession(engine) as session:
+        session.add(Hero(id=1, name="Rusty"))
+        await session.commit()
+    assert (await SQLModelCache.aexplain(Hero, 2, bind=engine)).state == "nothing"
+    async with AsyncSession(engine) as session:
+        await session.get(Hero, 1)
+        found = await SQLModelCache.aexplain(Hero, 1, bind=session)
+    assert (found.state, found.usable, found.ttl) == ("value", True, None)  # that transport tells no TTL
+    with pytest.raises(ConfigurationError, match="a Session needs a transport that AsyncOnly cannot give"):
+        SQLModelCache.explain(Hero, 1, bind=engine)
+    with pytest.raises(ConfigurationError, match="of a model alone"):
+        await SQLModelCache.aexplain(Hero, None, bind=engine)
+
+    SQLModelCache.configure(transport)
+    async with engine.connect() as connection:
+        found = await SQLModelCache.aexplain(Hero, 1, bind=connection)
+    assert found.usable
+    assert found.values is not None
+    assert found.values["name"] == "Rusty"
+    assert found.ttl is not None
+    assert 500 < found.ttl <= 600
+    await SQLModelCache.aclose()
+    await client.aclose()
+    await engine.dispose()

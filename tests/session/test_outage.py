@@ -103,7 +103,7 @@ def configure(proxy: Proxy, patience: float = PATIENCE, **options: Any) -> Asked
     asked = Asked()
     sync_side = CountingSync(redis.Redis(port=proxy.port), timeout=patience, commit_timeout=patience)
     async_side = CountingAsync(redis.asyncio.Redis(port=proxy.port), timeout=patience, commit_timeout=patience)
-    async_side._given_away = True  # so that the transport closes its connections
+    async_side._free.clear()  # so that the transport closes its connections
     sync_side.asked = async_side.asked = asked
     SQLModelCache.configure(sync_side, async_transport=async_side, **options)
     return asked

@@ -34,7 +34,7 @@ class Clock:
         self.draw = 0.0
         monkeypatch.setattr(_renewal.time, "time", lambda: self.now)
         monkeypatch.setattr(_renewal.random, "random", lambda: self.draw)
-        monkeypatch.setattr(_reading, "JITTER", 0.0)
+        monkeypatch.setattr(_renewal, "JITTER", 0.0)
         self.transport = MemoryTransport(clock=lambda: self.now)
 
 

@@ -1,4 +1,7 @@
-"""`configure(verify=...)`: a share of the hits is verified afterwards, where nobody notices."""
+"""`configure(verify=...)`: a share of the hits is verified afterwards, where nobody notices.
+
+Hits of asyncio engines are in `test_sampler_asyncio.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import Hero, add_hero, get_hero
+from models import Badge, Hero, add_hero, get_hero
 from session.test_verify import behind
 from sqlalchemy import Engine, event, insert
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlmodel import Session, SQLModel, create_engine
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Field, Session, SQLModel, create_engine
 from sqlmodel.pool import StaticPool
 from waiting import until
 
-from sqlmodel_cache import ConfigurationError, MemoryTransport, SQLModelCache
+from sqlmodel_cache import CacheConfig, ConfigurationError, MemoryTransport, SQLModelCache
 from sqlmodel_cache._sampler import WAITING
 
 THREAD = "sqlmodel-cache-verifier"
+
+
+class SampledRate(SQLModel, table=True):
+    """A row that is renewed before it expires."""
+
+    __cache_config__ = CacheConfig(refresh_ahead=1.0)
+    id: int = Field(primary_key=True)
+    value: str
 
 
 @pytest.fixture
@@ -77,6 +86,27 @@ def test_stale_hit_is_logged_counted_and_invalidated(engine: Engine, caplog: pyt
         until(lambda: SQLModelCache.stats().discrepancies == 2)
     [said] = [record.getMessage() for record in caplog.records]
     assert said.startswith("Hero 1 is not in the cache as it is in the database (changed: name), and is invalidated")
+
+
+def test_hits_that_take_more_than_a_look_up_are_verified(engine: Engine) -> None:
+    """Of a row that is renewed before it expires, and of one that the cache says there is not."""
+    with Session(engine) as session:
+        session.add(SampledRate(id=1, value="old"))
+        session.commit()
+    SQLModelCache.configure(verify=1.0)
+
+    def read() -> tuple[str, bool]:
+        with Session(engine) as session:
+            value = session.get_one(SampledRate, 1).value
+        with Session(engine) as session:
+            return value, session.get(Badge, "a") is None
+
+    assert read() == ("old", True)
+    behind(engine, "UPDATE sampledrate SET value = 'new'")
+    behind(engine, "INSERT INTO badge (code, label) VALUES ('a', 'x')")
+    assert read() == ("old", True)
+    until(lambda: SQLModelCache.stats().discrepancies == 2)
+    until(lambda: read() == ("new", False))
 
 
 def test_log_names_no_hidden_key(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,24 +249,6 @@ def test_child_begins_anew(engine: Engine) -> None:
             finally:
                 os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-async def test_hits_of_an_asyncio_engine_are_left_alone(tmp_path: Path) -> None:
-    """A thread has no use for its connections; `averify` compares its rows."""
-    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/async.db")
-    async with engine.begin() as connection:
-        await connection.run_sync(SQLModel.metadata.create_all)
-    async with AsyncSession(engine) as session:
-        session.add(Hero(id=1, name="Rusty"))
-        await session.commit()
-    SQLModelCache.configure(verify=1.0)
-    for _ in range(2):
-        async with AsyncSession(engine) as session:
-            await session.get_one(Hero, 1)
-    assert SQLModelCache.stats().hits == 1
-    assert not [thread for thread in threading.enumerate() if thread.name == THREAD]
-    assert (await SQLModelCache.averify(Hero, engine)).matched == 1
-    await engine.dispose()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, True, "0.1", None])

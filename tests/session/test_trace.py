@@ -142,6 +142,22 @@ def test_a_block_may_end_in_another_context() -> None:
 
 @SQLITE
 @MEMORY
+def test_blocks_may_end_in_any_order(engine: Engine, cache: Store) -> None:
+    """The one that is still open goes on, and who has ended lists nothing, in contexts that were copied before, too."""
+    pk = add_hero(engine)
+    first, second = SQLModelCache.trace(), SQLModelCache.trace()
+    one, two = first.__enter__(), second.__enter__()
+    copied = contextvars.copy_context()
+    first.__exit__(None, None, None)
+    get_hero(engine, pk)
+    copied.run(get_hero, engine, pk)
+    assert (len(one), len(two)) == (0, 2)
+    second.__exit__(None, None, None)
+    assert tracing._traces.get() == ()
+
+
+@SQLITE
+@MEMORY
 def test_watchers_see_every_get(engine: Engine, cache: Store) -> None:
     """Until they are taken off."""
     pk = add_hero(engine)

@@ -114,6 +114,11 @@ class Backend:
         """Return the seconds that a value has left."""
         raise NotImplementedError
 
+    def told_ttl(self, key: str) -> float | None:
+        """Return them as the transport tells them."""
+        left: float | None = self.transport.ttl(key)
+        return left
+
     def lapse(self, key: str, tokens: Iterable[bytes] | None = None) -> None:
         """Let the deadlines of a key's tokens pass: of all, or of some."""
         held = self.peek(key)
@@ -221,6 +226,10 @@ class AsyncRedisBackend(RedisBackend):
 
     def execute(self, effect: Effect[Any]) -> Any:
         return self._loop.run_until_complete(self.transport.aexecute(effect))
+
+    def told_ttl(self, key: str) -> float | None:
+        left: float | None = self._loop.run_until_complete(self.transport.attl(key))
+        return left
 
 
 def parse(raw: bytes) -> Fence | Value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,9 @@ def test_each_effect_is_answered(call: Caller) -> None:
     granted = fill(call)
     assert call(LOOKUP) == PAYLOAD
     assert call(LEASE) == Hit(PAYLOAD)
+    left = call.ttl(ENTRY.row)
+    assert left is not None
+    assert 0 < left <= TTL_MS / 1000
     assert call(Begin(ALL, TOKEN, FENCE_TTL_MS)) is None
     assert call(LOOKUP) is None
     assert call(LEASE) == Fenced()
@@ -314,3 +319,47 @@ def test_plain_client_of_a_cluster_gets_an_mget_for_each_slot(kind: str, tmp_pat
                 assert replies == (PAYLOAD,) * len(ENTRIES)
     finally:
         server.stop()
+
+
+FORK = """
+import os, signal, sys, threading
+import redis.cluster
+from sqlmodel_cache import RedisSyncTransport
+from sqlmodel_cache._effects import *
+from sqlmodel_cache.transport._clients import Members
+
+begun, forked = threading.Event(), threading.Event()
+original = Members.pool
+
+def pool(*args, **options):
+    begun.set()
+    assert forked.wait(60)
+    return original(*args, **options)
+
+client = redis.cluster.RedisCluster(host="127.0.0.1", port=int(sys.argv[1]))
+transport = RedisSyncTransport(client, timeout=30, commit_timeout=30)
+begin = Begin(Keys(("c:{db/fork:0}:1",), ()), b"t" * 16, 60_000)
+Members.pool = pool
+thread = threading.Thread(target=transport.execute, args=(begin,))
+thread.start()
+assert begun.wait(60)
+child = os.fork()  # while the thread is about to open its connections
+if child == 0:
+    signal.alarm(20)
+    Members.pool = original
+    assert transport.execute(begin) is None
+    os._exit(0)
+forked.set()
+thread.join()
+assert os.waitpid(child, 0)[1] == 0
+transport.close()
+client.close()
+print("forked")
+"""
+
+
+def test_forked_child_waits_for_no_thread_of_its_parent(cluster: RedisCluster) -> None:
+    """A thread of the parent makes the pools of the nodes while another forks: the child makes its own."""
+    command = [sys.executable, "-c", FORK, str(cluster.nodes[0].port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("forked\n", 0), done.stderr

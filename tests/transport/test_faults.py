@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from sqlmodel_cache import ConfigurationError, MemoryTransport, RedisSyncTransport, TransportError
-from sqlmodel_cache._effects import Begin, End, Entry, Fill, Granted, Hit, Keys, Lease, Lookup, Together
+from sqlmodel_cache._effects import Begin, End, Entry, Fill, Granted, Hit, Keys, Lease, Lookup, Resign, Together
 from sqlmodel_cache.transport.faults import FaultyTransport, Operation
 
 ENTRY, OTHER = Entry("p:{n/hero:1}:1", "p:{n/hero:1}"), Entry("p:{n/hero:1}:2", "p:{n/hero:1}")
@@ -65,6 +65,64 @@ def test_without_faults_it_is_what_stands_behind_it(face: Face) -> None:
         ("end", "done"),
     ]
     assert faulty.operations[-1].keys == (ENTRY.row, ENTRY.table)
+
+
+def test_operations_have_the_keys_that_they_are_about(face: Face) -> None:
+    """A reader's the row, so that a predicate can choose by it."""
+    faulty = FaultyTransport()
+    lease = face(faulty, Lease(ENTRY, PRINT, id(1), False, 1_000))
+    face(faulty, Resign(ENTRY, lease))
+    face(faulty, Lookup(ENTRY, PRINT))
+    face(faulty, Fill(ENTRY, lease, PRINT, b"row", 60_000))
+    told = [(each.name, each.keys) for each in faulty.operations]
+    assert told == [(name, (ENTRY.row,)) for name in ("lease", "resign", "lookup", "fill")]
+    faulty.fail(when=lambda operation: operation.keys == (OTHER.row,))
+    assert face(faulty, Lease(ENTRY, PRINT, id(2)))
+    with pytest.raises(TransportError):
+        face(faulty, Lease(OTHER, PRINT, id(3)))
+
+
+class Gone:
+    """A server to which nothing can be sent."""
+
+    blocking = True
+
+    def __init__(self) -> None:
+        self.closed: list[str] = []
+
+    def execute(self, effect: Any) -> Any:
+        """Fail as a whole."""
+        raise TransportError("gone")
+
+    async def aexecute(self, effect: Any) -> Any:
+        """Fail as a whole."""
+        raise TransportError("gone")
+
+    def close(self) -> None:
+        """Take note of it."""
+        self.closed.append("sync")
+
+    async def aclose(self) -> None:
+        """Take note of it."""
+        self.closed.append("async")
+
+
+def test_effects_that_travel_together_to_nobody_fail_each(face: Face) -> None:
+    """What was injected for one of them holds nevertheless, and all of them are remembered."""
+    faulty = FaultyTransport(Gone(), Gone())
+    faulty.miss(when=lambda operation: operation.keys == (OTHER.row,))
+    found, injected = face(faulty, Together((Lookup(ENTRY, PRINT), Lookup(OTHER, PRINT))))
+    assert (type(found), injected) == (TransportError, None)
+    assert [each.outcome for each in faulty.operations] == ["failed", "miss"]
+
+
+def test_closing_closes_what_stands_behind() -> None:
+    """Of each kind."""
+    sync, asynchronous = Gone(), Gone()
+    faulty = FaultyTransport(sync, asynchronous)
+    faulty.close()
+    asyncio.run(faulty.aclose())
+    assert (sync.closed, asynchronous.closed) == (["sync"], ["async"])
 
 
 def test_miss_is_a_miss_to_the_lease_too(face: Face) -> None:

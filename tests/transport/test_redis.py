@@ -275,6 +275,10 @@ def test_any_client_gives_the_same_bytes(any_client_backend: RedisBackend) -> No
     granted = _fill(backend)
     assert backend.execute(LOOKUP) == PAYLOAD
     assert backend.execute(LEASE) == Hit(PAYLOAD)
+    left, gone = backend.told_ttl(ENTRY.row), backend.told_ttl(NEIGHBOUR.row)
+    assert left is not None
+    assert TTL_MS / 1000 - 60 < left <= TTL_MS / 1000
+    assert gone is None
     assert granted == Granted(granted.version, backend.own_version(ENTRY.table))
     many = Keys((ENTRY.row, ELSEWHERE.row), (ENTRY.table, ELSEWHERE.table))
     backend.execute(Begin(many, TOKEN, FENCE_TTL_MS))

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -262,6 +267,44 @@ def test_each_event_loop_has_its_own_connections(redis_url: str) -> None:
         asyncio.run(use())
     gc.collect()
     assert len(transport._loops) == 0
+
+
+def in_step(function: Any) -> Callable[[Any, str, Any], Any]:
+    """Return a trace function for two threads: each line of a function is begun when both have done the one before."""
+    both = threading.Barrier(2, timeout=30)
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code is not function.__code__:
+            return None
+        if event == "return":
+            both.abort()  # the other goes on alone
+        with suppress(threading.BrokenBarrierError):
+            both.wait()
+        return trace
+
+    return trace
+
+
+def test_only_one_of_two_event_loops_takes_the_given_client(redis_url: str) -> None:
+    """In two threads that begin at the same moment: with each other's connections, calls of both would fail."""
+    transport = RedisAsyncTransport(redis.asyncio.Redis.from_url(redis_url), timeout=10, commit_timeout=10)
+    step = in_step(RedisAsyncTransport._wire)
+
+    async def use() -> Any:
+        before = sys.gettrace()
+        sys.settrace(step)
+        try:
+            wire: Any = transport._here().wire
+        finally:
+            sys.settrace(before)
+        assert await transport.aexecute(BEGIN) is None
+        await transport.aclose()
+        await wire._client.connection_pool.disconnect()
+        return wire._client
+
+    with ThreadPoolExecutor(2) as threads:
+        clients = [*threads.map(lambda _: asyncio.run(use()), range(2))]
+    assert [client is transport.client for client in clients].count(True) == 1
 
 
 def test_closing_the_async_transport_leaves_the_given_client(redis_url: str) -> None:

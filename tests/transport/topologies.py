@@ -63,6 +63,15 @@ class Caller:
             return self.transport.execute(effect)
         return self._loop.run_until_complete(self.transport.aexecute(effect))
 
+    def ttl(self, key: str) -> float | None:
+        """Return the seconds that a key has left."""
+        left: float | None
+        if self._loop is None:
+            left = self.transport.ttl(key)
+        else:
+            left = self._loop.run_until_complete(self.transport.attl(key))
+        return left
+
 
 @contextmanager
 def caller_on(

@@ -158,6 +158,7 @@ async def answers_have_types(engine: sqlalchemy.Engine, session: AsyncSession) -
     assert_type(SQLModelCache.explain(Hero), Explanation)
     assert_type(SQLModelCache.explain(Hero).reason, str | None)
     assert_type(SQLModelCache.explain(Hero, 1, bind=create_engine("sqlite://")), RowExplanation)
+    assert_type(await SQLModelCache.aexplain(Hero, 1, bind=session), RowExplanation)
     assert_type(SQLModelCache.stats().models["app:Hero"].hit_seconds.quantile(0.99), float)
     assert_type(SQLModelCache.verify(Hero, engine), Verification)
     assert_type(await SQLModelCache.averify(Hero, session, sample=100), Verification)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 
-from sqlmodel_cache import _keys
+import pytest
+
+from sqlmodel_cache import _journal, _keys
 from sqlmodel_cache._effects import Keys
 from sqlmodel_cache._journal import MAX_IN_FLIGHT, MAX_KEYS, MAX_NOTES, Journal, Touched
 
@@ -54,3 +56,16 @@ def test_abandoned_commits_are_forgotten() -> None:
     assert len(journal.in_flight(60)) == MAX_IN_FLIGHT
     assert journal.in_flight(-1) == []
     assert journal.in_flight(60) == []
+
+
+def test_commits_in_flight_tell_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest first, in seconds."""
+    journal = Journal()
+    first, second = rows(1), rows(2)
+    for now, keys in ((100.0, first), (103.0, second)):
+        monkeypatch.setattr(_journal.time, "monotonic", lambda now=now: now)
+        journal.began(keys)
+    monkeypatch.setattr(_journal.time, "monotonic", lambda: 105.0)
+    assert journal.in_flight(60) == [(5.0, first), (2.0, second)]
+    assert journal.in_flight(5.0) == [(5.0, first), (2.0, second)]
+    assert journal.in_flight(4.9) == [(2.0, second)]

@@ -42,6 +42,17 @@ def test_histogram_counts_up_to_a_bound() -> None:
     assert (found.count, found.sum) == (3, pytest.approx(1e9 + 0.0021))
 
 
+def test_times_of_hits_and_of_misses_are_kept_apart() -> None:
+    """Each with its own sum."""
+    counters = ModelCounters()
+    counters.hit(0.25, 0)
+    counters.miss(2.0, "absent")
+    counters.miss(1.0, "fenced")
+    found = counters.stats()
+    assert (found.hit_seconds.count, found.hit_seconds.sum) == (1, 0.25)
+    assert (found.miss_seconds.count, found.miss_seconds.sum) == (2, 3.0)
+
+
 def test_histogram_interpolates_quantiles() -> None:
     """Within a bucket, as Prometheus does; beyond the last finite bound, that bound."""
     found = Histogram((1.0, 2.0, math.inf), (2, 2, 0), 4.0)

@@ -381,7 +381,7 @@ def test_find_of_nothing_stores_nothing() -> None:
 
 @pytest.mark.parametrize("fenced", ["hint", "row", "both"])
 def test_find_stores_what_is_not_fenced(fenced: str) -> None:
-    """Each entry by its own lease; without any, no payload is wanted."""
+    """Each entry by its own lease; without any, no payload is wanted. A row that was not stored is no fill."""
     plan = find()
     plan.asks(hint(), b"1")
     plan.asks(row(), None)
@@ -393,7 +393,16 @@ def test_find_stores_what_is_not_fenced(fenced: str) -> None:
     else:
         plan.asks(Locate(), located(1))
         plan.asks(Together((FILL_ROW,) if fenced == "hint" else (FILL_HINT,)), (True,))
-        plan.ends(read(1, Source.FILLED))
+        plan.ends(read(1, Source.FILLED if fenced == "hint" else Source.FENCED))
+
+
+def test_find_that_another_reader_has_stored_meanwhile_is_late() -> None:
+    """Its lease finds the entry that the look-up did not: no commit is in flight, and nothing is to be stored."""
+    plan = find()
+    plan.asks(hint(), None)
+    plan.asks(asks_leases(hinted=False, at=None), (Hit(b"1"),))
+    plan.asks(Locate(encode=False), Located(Loaded("instance 1", None), None, None))
+    plan.ends(read(1, Source.REFUSED))
 
 
 def test_find_in_an_old_snapshot_stores_nothing() -> None:

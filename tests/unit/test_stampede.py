@@ -182,6 +182,14 @@ def test_reader_whose_select_raises_without_an_election_ends_there() -> None:
         plan.asks(Load(), RuntimeError("no such table"))
 
 
+def test_corrupt_row_that_another_has_led_is_counted_as_such() -> None:
+    """Of a row that it shares, too, a get knows that it did not decode."""
+    plan = read()
+    plan.asks(lookup(), b"bad")
+    plan.asks(JOIN, Landed(b"row"))
+    plan.ends(Answer(Source.SHARED, "row", None, corrupt=True))
+
+
 def test_corrupt_row_is_led_and_distrusted() -> None:
     """Several who find the same corrupt payload replace it once."""
     plan = read()

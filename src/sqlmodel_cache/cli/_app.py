@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from enum import IntEnum
 from typing import Any
@@ -80,6 +81,12 @@ def explained(error: Exception) -> tuple[str, ExitCode] | None:
             return f"the database says: {first_line(error.orig or error)}", code
         case ArgumentError() | SQLAlchemyError():
             return first_line(error), ExitCode.USAGE
+        case OSError() if error.errno == errno.ENOSPC:
+            return f"what was to be written is lost: {error.strerror}", ExitCode.USAGE
+        case _ if "DatabaseError" in (names := {each.__name__ for each in type(error).__mro__}):
+            # A driver's own, where SQLAlchemy was not in between: they all have the names of PEP 249.
+            code = ExitCode.UNREACHABLE if "OperationalError" in names else ExitCode.USAGE
+            return f"the database says: {first_line(error)}", code
     return None
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import signal
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.logging import RichHandler
 
 from ..configure import SQLModelCache
-from ._app import app, err, out
+from ._app import CommandError, ExitCode, app, err, first_line, out
+from ._target import import_module
 
 if TYPE_CHECKING:
     from ..follow import Follower
@@ -39,9 +38,8 @@ def follow(
     """Invalidate what any program changes in a database: psql, triggers, other services."""
     handler = RichHandler(console=err, show_path=False, rich_tracebacks=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    sys.path.insert(0, "")
     for module in models:
-        importlib.import_module(module)
+        import_module("MODULE", module)
     if transport is not None or SQLModelCache.get_config() is None:
         if transport is None:
             raise typer.BadParameter("give --transport redis://..., or a module that calls SQLModelCache.configure()")
@@ -62,12 +60,17 @@ def follow(
 
 
 def _prepare(follower: Follower, *, teardown: bool, dry_run: bool) -> None:
+    from ..follow._source import SourceError
+
     source = follower.source
-    statements = source.teardown_sql() if teardown else source.setup_sql()
-    for statement in statements:
-        out.print(f"{statement};", markup=False)
-    if not dry_run:
-        (source.teardown if teardown else source.setup)()
+    try:
+        statements = source.teardown_sql() if teardown else source.setup_sql()
+        for statement in statements:
+            out.print(f"{statement};", markup=False)
+        if not dry_run:
+            (source.teardown if teardown else source.setup)()
+    except SourceError as error:
+        raise CommandError(f"the database says: {first_line(error)}", ExitCode.UNREACHABLE) from None
     if not statements:
         err.print("nothing to do")
 

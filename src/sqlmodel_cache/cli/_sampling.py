@@ -58,12 +58,16 @@ class Portion:
 
 def parsed(key: bytes) -> Name | None:
     """Return what a key says, or None if it is none of the library's."""
-    text = key.decode("utf-8", "surrogateescape")
-    found = _KEY.fullmatch(text)
+    try:
+        text = key.decode()
+    except UnicodeDecodeError:
+        return None
+    found = None if _CONTROL.search(text) else _KEY.fullmatch(text)
     return Name(found["namespace"], found["table"], found["pk"]) if found else None
 
 
-_KEY = re.compile(r"[^{]*:\{(?P<namespace>[^/}]*)/(?P<table>[^}]*):\d+\}(?::(?P<pk>.*))?", re.DOTALL)
+_KEY = re.compile(r"[^{]*:\{(?P<namespace>[^/}]*)/(?P<table>[^}]*):\d+\}(?::(?P<pk>.*))?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # the library escapes them; a stranger's would command the terminal
 
 
 def sample(servers: Servers, key_prefix: str, limit: int, extent: Extent) -> Iterator[Portion]:

@@ -145,7 +145,8 @@ class Target:
     def configure(self) -> Settings:
         """Configure the library as the application does, but for a command's patience; return the settings.
 
-        An invalidation that Redis does not confirm is an error, and the near cache is left out.
+        An invalidation that Redis does not confirm is an error, and what is of use to a long-lived process only is left
+        out: the near cache, and the verification of hits.
         """
         settings = self.settings
         given = {field.name: getattr(settings, field.name) for field in fields(settings)}
@@ -153,7 +154,8 @@ class Target:
         if own is not None:
             given |= {"transport": own, "async_transport": None}
         timeout = self.options.timeout
-        given |= {"timeout": timeout, "commit_timeout": timeout, "on_unreachable": "refuse", "near_cache": None}
+        given |= {"timeout": timeout, "commit_timeout": timeout, "on_unreachable": "refuse"}
+        given |= {"near_cache": None, "verify": 0.0}
         if self.options.namespace is not None:
             given["namespace"] = self.options.namespace
         SQLModelCache.configure(**given)

@@ -90,7 +90,7 @@ def look(servers: Servers, key_prefix: str, number: int, limit: int) -> Look:
         kept = {row.key for row in (*largest, *hottest)}
         clients = {key: client for key, client in clients.items() if key in kept}
     for row in {row.key: row for row in (*largest, *hottest)}.values():
-        [ttl] = replies(clients[row.key], [("PTTL", row.key.encode("utf-8", "surrogateescape"))])
+        [ttl] = replies(clients[row.key], [("PTTL", row.key.encode())])
         row.ttl_seconds = ttl / 1000 if isinstance(ttl, int) and ttl >= 0 else None
     return Look(largest, hottest, None if not hottest else "frequency" if frequent else "idle", extent)
 
@@ -99,7 +99,7 @@ def _rows(client: Any, names: dict[bytes, Any], sizes: list[int | None], frequen
     told = replies(client, (("OBJECT", "FREQ" if frequent else "IDLETIME", key) for key in names))
     for (key, name), used, heat in zip(names.items(), sizes, told, strict=True):
         if name.pk is not None:
-            row = Row(key.decode("utf-8", "surrogateescape"), name.namespace, name.table, name.pk, used)
+            row = Row(key.decode(), name.namespace, name.table, name.pk, used)
             if isinstance(heat, int):
                 row.frequency, row.idle_seconds = (heat, None) if frequent else (None, heat)
             yield row

@@ -1,7 +1,12 @@
-"""What OpenTelemetry is told: counts, read whenever a reader collects, and a span for each get where that is wanted."""
+"""What OpenTelemetry is told: counts, read whenever a reader collects; how long each get took, and its span, if wanted.
+
+Counts cost a get nothing. A histogram does: OpenTelemetry has no instrument that observes one, whose buckets somebody
+else has counted, so each duration must be recorded when it is there.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,7 +16,7 @@ from opentelemetry.trace import SpanKind, TracerProvider, get_tracer_provider
 
 from .. import tracing
 from ..configure import SQLModelCache
-from ..metrics import ModelStats
+from ..metrics import BOUNDS, ModelStats
 
 NAME = "sqlmodel_cache"
 
@@ -20,6 +25,8 @@ _COUNTERS: dict[str, tuple[str, str, str]] = {
     "shared": ("sqlmodel_cache.shared", "{get}", "Misses that were told what another get was about to read."),
     "corrupt": ("sqlmodel_cache.corrupt", "{payload}", "Payloads that did not decode."),
     "invalidated": ("sqlmodel_cache.invalidated", "{key}", "Rows and table shards fenced or invalidated."),
+    "verified": ("sqlmodel_cache.verified", "{row}", "Cached rows that were compared with the database."),
+    "discrepancies": ("sqlmodel_cache.discrepancies", "{row}", "Those of them that were not what it held."),
     "bytes_read": ("sqlmodel_cache.read", "By", "Payloads that were found."),
     "bytes_written": ("sqlmodel_cache.written", "By", "Payloads that were stored."),
 }
@@ -36,12 +43,34 @@ def instrument_metrics(provider: MeterProvider | None = None) -> None:
     observe("sqlmodel_cache.not_stored", [_callback(_not_stored)], "{row}", "Rows read after a miss and not stored.")
     for field, (name, unit, description) in _COUNTERS.items():
         observe(name, [_callback(_field(field))], unit, description)
-    observe("sqlmodel_cache.get.duration", [_callback(_seconds)], "s", "How long gets took in all.")
+    observe("sqlmodel_cache.get.time", [_callback(_seconds)], "s", "How long gets took in all.")
     observe("sqlmodel_cache.errors", [_total("errors")], "{error}", "Misses and invalidations that failed.")
     observe("sqlmodel_cache.outages", [_total("outages")], "{outage}", "How often the cache stopped being asked.")
     gauge = meter.create_observable_gauge
     gauge("sqlmodel_cache.owed", [_total("owed")], "{key}", "Invalidations that the cache has not been told.")
     gauge("sqlmodel_cache.breaker_open", [_total("unreachable")], "1", "1 while the cache is not asked.")
+
+
+def record_durations(provider: MeterProvider | None = None) -> Callable[[], None]:
+    """Record how long each get of a cached model takes, in a histogram; return what ends that.
+
+    Its buckets are those of `SQLModelCache.stats()`, where the provider has no view that says otherwise. Each get pays
+    for it: OpenTelemetry's SDK takes about as long to record it as a hit from this process's memory takes in all.
+    `instrument_metrics` gives the sums and the counts for nothing.
+    """
+    meter = (provider or get_meter_provider()).get_meter(NAME)
+    histogram = meter.create_histogram(
+        "sqlmodel_cache.get.duration",
+        "s",
+        "How long gets took.",
+        explicit_bucket_boundaries_advisory=[bound for bound in BOUNDS if bound != math.inf],
+    )
+
+    def watch(get: tracing.TracedGet) -> None:
+        histogram.record(get.seconds, {"model": get.model, "outcome": get.outcome})
+
+    tracing.watch(watch)
+    return lambda: tracing.unwatch(watch)
 
 
 def trace_gets(provider: TracerProvider | None = None) -> Callable[[], None]:

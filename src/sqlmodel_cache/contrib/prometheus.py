@@ -45,6 +45,12 @@ def _of_models(models: Mapping[str, ModelStats]) -> Iterator[Metric]:
         "invalidated": CounterMetricFamily(
             "sqlmodel_cache_invalidated", "Rows and table shards fenced or invalidated.", labels=["model"]
         ),
+        "verified": CounterMetricFamily(
+            "sqlmodel_cache_verified", "Cached rows that were compared with the database.", labels=["model"]
+        ),
+        "discrepancies": CounterMetricFamily(
+            "sqlmodel_cache_discrepancies", "Those of them that were not what the database held.", labels=["model"]
+        ),
         "bytes_read": CounterMetricFamily(
             "sqlmodel_cache_read_bytes", "Bytes of payloads that were found.", labels=["model"]
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from ._source import Name, Problem, quoted
 
 STARTING = "sqlmodel-cache: starting"
 OLDEST_VERSION = 130_000  # publish_via_partition_root, pg_current_snapshot()
+LOOKS = 5  # of which the last may fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Member:
     """A table whose rows a cached table shows: itself, a partition, or one that inherits from it.
 
     Attributes:
-        above: where its root is itself a partition, the tables as whose its changes may be published.
+        above: the other tables that it is a partition of: its changes may be published as theirs.
         via_root: its changes are published as those of its root, because it is a partition.
         filtered: the publication leaves out some of its rows.
         digest: changes with its columns, with its storage (TRUNCATE, a rewrite), with its identity, and when it
@@ -112,7 +114,17 @@ def ready(tables: dict[Name, str], history: str) -> str:
 
 
 def look(connection: psycopg.Connection[Any], name: str, tables: Sequence[str]) -> State:
-    """Return the state of what is named `name`, and of all tables with these names."""
+    """Return the state of what is named `name`, and of all tables with these names.
+
+    1 F: looks   2 X: drops a published table   3 F: PostgreSQL cannot open it any more, an internal error: looks again
+    """
+    for _ in range(LOOKS - 1):
+        with suppress(psycopg.errors.InternalError_):
+            return _look(connection, name, tables)
+    return _look(connection, name, tables)
+
+
+def _look(connection: psycopg.Connection[Any], name: str, tables: Sequence[str]) -> State:
     return State(
         Server(*_one(connection, _SERVER, ())),
         _maybe(Publication, connection, _PUBLICATION, (name,)),
@@ -339,7 +351,7 @@ SELECT rn.nspname::text, r.relname::text, n.nspname::text, c.relname::text,
        ARRAY(SELECT ARRAY[an.nspname::text, ac.relname::text]
              FROM pg_partition_ancestors(c.oid) AS a
              JOIN pg_class AS ac ON ac.oid = a.relid JOIN pg_namespace AS an ON an.oid = ac.relnamespace
-             WHERE r.relispartition AND a.relid NOT IN (c.oid, r.oid)),
+             WHERE a.relid NOT IN (c.oid, r.oid)),
        c.relkind::text,
        c.relispartition AND c.oid <> r.oid, c.relpersistence = 'p',
        CASE c.relreplident

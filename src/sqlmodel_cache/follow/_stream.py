@@ -22,7 +22,7 @@ from ._changes import Batch, Changes, Stale
 from ._connect import SENDER_TIMEOUT, connect, connect_replication
 from ._pgoutput import DecodeError, Keepalive, decode, status, unframe
 from ._source import Health, Interrupted, SourceError, Wake, quoted
-from ._watch import Watch, parents
+from ._watch import Watch, impatient, parents
 
 BATCH_ROWS = 1000  # after which no more transactions join a batch
 ALIVE_SECONDS = 0.5  # between signs of life
@@ -48,15 +48,7 @@ class Stream:
         max_slot_bytes: the slot is dropped and made anew when the server keeps more than that for it.
     """
 
-    def __init__(
-        self,
-        where: str,
-        name: str,
-        stale: Stale,
-        wake: Wake,
-        *,
-        max_slot_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, where: str, name: str, stale: Stale, wake: Wake, *, max_slot_bytes: int | None = None) -> None:
         self._where = where
         self._name = name
         self._stale = stale
@@ -197,7 +189,14 @@ class Stream:
             if self._watch.began and now < self._looked + WATCH_SECONDS:
                 return None
             assert self._sql is not None  # noqa: S101
-            state = self._watch.publish(self._sql, self._look(self._sql))
+            try:
+                with impatient(self._sql):
+                    state = self._watch.publish(self._sql, self._look(self._sql))
+            except psycopg.errors.LockNotAvailable:
+                if not self._watch.began:
+                    raise  # who does not know yet which tables show whose rows cannot read what has changed
+                self._look_at_slot(now)
+                return None
             self._note(state, now)
             self._stale.descend(parents(state.members))
             return self._watch.compare(self._sql, state, self._history)
@@ -299,10 +298,13 @@ class Stream:
             self._say()
             now = time.monotonic()
             if now >= self._looked + WATCH_SECONDS:
-                assert self._sql is not None  # noqa: S101
-                found = _catalog.slot(self._sql, self._name)
-                self._looked = now
-                self._check(found)
+                self._look_at_slot(now)
+
+    def _look_at_slot(self, now: float) -> None:
+        assert self._sql is not None  # noqa: S101
+        found = _catalog.slot(self._sql, self._name)
+        self._looked = now
+        self._check(found)
 
     def _note(self, state: State, now: float) -> None:
         self._looked = now

@@ -7,8 +7,8 @@ before: their changes are never sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,20 @@ from ._catalog import Member, State
 from ._changes import Batch, Stale
 from ._source import Name
 
-LOCK_MS = 1000  # that a table which joins the publication is waited for, and with it all that the follower does
+LOCK_MS = 1000  # that a table which others have locked is waited for, and with it all that the follower does
+
+
+@contextmanager
+def impatient(sql: psycopg.Connection[Any]) -> Iterator[None]:
+    """Let a connection wait for no lock for longer than `LOCK_MS`.
+
+    1 X: ALTER TABLE locks a published table   2 F: a look opens it, and would wait, and follow nothing meanwhile
+    """
+    sql.execute(f"SET lock_timeout = {LOCK_MS}".encode())
+    try:
+        yield
+    finally:
+        sql.execute("RESET lock_timeout")
 
 
 class Watch:
@@ -40,14 +53,15 @@ class Watch:
         """Complete the publication, if this role may, and return the state then.
 
         1 X: VACUUM or CREATE INDEX CONCURRENTLY locks a table   2 F: would wait for that, and follow nothing meanwhile
-        So a table that is locked joins later.
+        So a table that is locked joins later, and one that has been dropped since the look is not missed: PostgreSQL
+        has it in some of a look's answers then, and not in others.
         """
         if state.publication is None or not state.publication.mine:
             return state
         sound = replace(state, members=tuple(each for each in state.members if each.logged and each.identified))
         statements = list(_catalog.publication_sql(sound, self._name))
         for statement in statements:
-            with suppress(psycopg.errors.LockNotAvailable), sql.transaction():
+            with suppress(psycopg.errors.LockNotAvailable, psycopg.errors.UndefinedTable), sql.transaction():
                 sql.execute(f"SET LOCAL lock_timeout = {LOCK_MS}".encode())
                 sql.execute(statement.encode())
         return _catalog.look(sql, self._name, self._stale.tables()) if statements else state

@@ -54,7 +54,7 @@ Words: TypeAlias = Sequence[Any]
 
 
 class Command(NamedTuple):
-    """One Redis command: a script if it has one, otherwise an MGET; a WAIT if it has no keys either."""
+    """One Redis command: a script if it has one, otherwise an MGET, or a PTTL; a WAIT if it has no keys either."""
 
     script: _Script | None
     keys: Collection[str]
@@ -355,7 +355,7 @@ def words(command: Command, *, whole: bool = False) -> Words:
     script, keys, args = command
     names = [key_bytes(key) for key in keys]
     if script is None:
-        return ("MGET", *names) if names else ("WAIT", *args)
+        return ("MGET" if not args else "PTTL", *names) if names else ("WAIT", *args)
     if whole:
         return ("EVAL", script.source, len(names), *names, *args)
     return ("EVALSHA", script.sha, len(names), *names, *args)
@@ -364,6 +364,17 @@ def words(command: Command, *, whole: bool = False) -> Words:
 def key_bytes(key: str) -> bytes:
     """Return a key as Redis knows it, whatever encoding a client has: all must name a row alike."""
     return key.encode("utf-8", "surrogatepass")
+
+
+def time_left(key: str) -> Command:
+    """Return what asks for a key's TTL."""
+    return Command(None, (key,), (b"PTTL",))
+
+
+def seconds(reply: Any) -> float | None:
+    """Return a TTL in seconds from the reply to its command; None if there is none."""
+    left = unsigned(reply)[1]
+    return left / 1000 if isinstance(left, int) and left >= 0 else None
 
 
 def look_up(effect: Lookup) -> Words:

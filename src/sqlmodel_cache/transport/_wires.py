@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -107,8 +106,7 @@ class Cluster:
         self._slots = slots
         self._timeout = timeout
         self._signs = signs
-        self._lock = threading.Lock()  # guards the pools
-        self._pools: dict[Node, Any] = {}
+        self._pools: dict[Node, Any] = {}  # threads share it, without a lock that a fork might leave to a child, held
 
     def ask(self, effect: Lookup) -> Any:
         """Return the reply to a look-up, or its error."""
@@ -146,17 +144,15 @@ class Cluster:
         return answers
 
     def _pool(self, node: Node) -> Any:
-        with self._lock:
-            pool = self._pools.get(node)
-            if pool is None:
-                pool = self._pools[node] = self._members.pool(node, self._timeout, signs=self._signs)
+        pool = self._pools.get(node)
+        if pool is None:  # of two that are made at once, one is kept; the other has opened nothing
+            pool = self._pools.setdefault(node, self._members.pool(node, self._timeout, signs=self._signs))
         return pool
 
     def close(self) -> None:
         """Close the connections."""
-        with self._lock:
-            pools, self._pools = self._pools, {}
-        for pool in pools.values():
+        pools, self._pools = self._pools, {}
+        for pool in list(pools.values()):
             pool.disconnect()
 
 

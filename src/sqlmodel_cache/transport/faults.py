@@ -264,7 +264,7 @@ class FaultyTransport:
         replies: list[Any] = [_instead(each, kind) for each, kind in zip(effects, kinds, strict=True)]
         passed = [place for place, reply in enumerate(replies) if reply is _NOTHING]
         if passed and isinstance(effect, Together):
-            found = yield from perform(Together(tuple(self._as_sent(effects[place]) for place in passed)))
+            found = yield from self._asked_together([effects[place] for place in passed])
             for place, reply in zip(passed, found, strict=True):
                 replies[place] = reply
         elif passed:
@@ -284,6 +284,12 @@ class FaultyTransport:
             return (yield from perform(self._as_sent(effect)))
         except TransportError as error:
             return error
+
+    def _asked_together(self, effects: list[Effect[Any]]) -> Plan[Any]:
+        try:
+            return (yield from perform(Together(tuple(map(self._as_sent, effects)))))
+        except TransportError as error:
+            return (error,) * len(effects)
 
     def _struck(self, effect: Effect[Any]) -> list[Fault]:
         operation = _operation(effect)

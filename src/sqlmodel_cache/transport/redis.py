@@ -142,12 +142,11 @@ class RedisSyncTransport:
             raise _commands.failed(effect, error) from error
 
     def ttl(self, key: str) -> float | None:
-        """Return the seconds that a key has left, asked through the given client; None if it does not tell."""
+        """Return the seconds that a key has left; None if Redis does not tell."""
         try:
-            left: Any = self.client.pttl(_commands.key_bytes(key))
+            return _commands.seconds(self._reads.send([_commands.time_left(key)])[0])
         except TROUBLE:
             return None
-        return left / 1000 if isinstance(left, int) and left >= 0 else None
 
     def _together(self, wire: Server | Cluster, effects: Sequence[Effect[Any]]) -> list[Any]:
         parcel = _commands.pack(effects, by_slot=self._by_slot)
@@ -179,7 +178,7 @@ class RedisSyncTransport:
         """Return an async transport to the same servers, with a client of its own in every event loop."""
         twin = RedisAsyncTransport(_clients.twin_client(self.client, to_async=True), check_server=self.check_server)
         twin.limits = self.limits
-        twin._given_away = True
+        twin._free.clear()
         return twin
 
 
@@ -253,7 +252,9 @@ class RedisAsyncTransport:
         self._slots = _slots(self._members)
         # A connection belongs to the event loop that opened it, and so does a batch.
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = weakref.WeakKeyDictionary()
-        self._given_away = False  # whether an event loop has taken `client`
+        # 1 A: the client is free   2 B, in another thread: it is   3 A, B: take it, and each other's connections
+        # So the loop that takes it takes it out of here, which only one can.
+        self._free: list[Any] = [client] if self._members is None and not _clients.is_own_to_be(client) else []
 
     async def aexecute(self, effect: Effect[Any]) -> Any:
         """Return the effect's reply; raises TransportError when Redis does not give one in time.
@@ -264,6 +265,14 @@ class RedisAsyncTransport:
         if type(effect) in _BATCHED:
             return await here.batches.execute(effect)
         return await here.execute(effect)
+
+    async def attl(self, key: str) -> float | None:
+        """Return the seconds that a key has left; None if Redis does not tell."""
+        timeout = self.limits.seconds(commit=False)
+        try:
+            return _commands.seconds((await self._here().wire.send([_commands.time_left(key)], timeout))[0])
+        except TROUBLE:
+            return None
 
     def limit(self, timeout_ms: int, commit_timeout_ms: int) -> None:
         """Take the time-outs that `configure()` says, where the constructor was told none."""
@@ -281,10 +290,11 @@ class RedisAsyncTransport:
     def _wire(self) -> AsyncServer | AsyncCluster:
         if self._members is not None:
             return AsyncCluster(self._members, self._slots, signs=self.check_server)
-        given = not (self._given_away or _clients.is_own_to_be(self.client))
-        self._given_away = True
-        client = self.client if given else _clients.twin_client(self.client, to_async=True)
-        return AsyncServer(client, given=given, signs=self.check_server)
+        try:
+            return AsyncServer(self._free.pop(), given=True, signs=self.check_server)
+        except IndexError:
+            twin = _clients.twin_client(self.client, to_async=True)
+            return AsyncServer(twin, given=False, signs=self.check_server)
 
     @property
     def timeout_ms(self) -> int:

@@ -82,6 +82,8 @@ class _Dashboard:
     async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         self._watch()
         method, path = scope["method"], _path(scope)
+        if method == "HEAD":
+            send = _without_body(send)
         if path == "/invalidate":
             if method != "POST":
                 return await _send(send, 405, b"", {"allow": "POST"})
@@ -92,7 +94,7 @@ class _Dashboard:
             return await _send(send, 307, b"", {"location": f"{quote(scope['path'].rpartition('/')[2])}/"})
         if path == "/":
             kind = {"content-type": "text/html; charset=utf-8", "content-security-policy": self._policy}
-            return await _send(send, 200, self._page, {**kind, "x-frame-options": "DENY"}, empty=method == "HEAD")
+            return await _send(send, 200, self._page, {**kind, "x-frame-options": "DENY"})
         if path == "/data":
             return await _send_json(send, 200, overview(self._history, _asked(scope), actions=self._actions))
         if path == "/keys":
@@ -116,7 +118,7 @@ class _Dashboard:
                 break
         try:
             done = await invalidate(json.loads(body))
-        except (CacheError, ValueError) as error:
+        except (CacheError, ValueError, RecursionError) as error:
             return await _send_json(send, 400, {"error": str(error)})
         return await _send_json(send, 200, {"invalidated": done})
 
@@ -192,11 +194,20 @@ async def _send_json(send: Send, status: int, value: Any) -> None:
     await _send(send, status, msgspec.json.encode(value), {"content-type": "application/json"})
 
 
-async def _send(send: Send, status: int, body: bytes, headers: Mapping[str, str], *, empty: bool = False) -> None:
+async def _send(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
     lines = {**_SECURITY, **headers, "content-length": str(len(body))}
     encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in lines.items()]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": b"" if empty else body})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _without_body(send: Send) -> Send:
+    """Return what sends an answer's headers only."""
+
+    async def headers_only(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return headers_only
 
 
 async def _live(receive: Receive, send: Send) -> None:

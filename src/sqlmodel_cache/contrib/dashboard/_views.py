@@ -19,7 +19,7 @@ from ...configure import SQLModelCache, current
 from ...errors import CacheError, ConfigurationError
 from ...metrics import ModelStats, Stats
 from ...transport import MemoryTransport, RedisAsyncTransport, RedisSyncTransport
-from ._history import STEP, History
+from ._history import History
 
 MAX_MODELS = 200
 SHOWN = 10  # keys of each kind
@@ -37,7 +37,6 @@ def overview(history: History, known: tuple[str, int], *, actions: bool) -> Json
     view: Json = {
         "process": process,
         "now": time.time(),
-        "step": STEP,
         "actions": actions,
         "configured": cache is not None,
         "stats": _counts(stats),
@@ -51,9 +50,13 @@ def overview(history: History, known: tuple[str, int], *, actions: bool) -> Json
     if cache is not None:
         longest = cache.settings.fence_ttl_ms / 1000
         view["on"] = _on(cache.driver.sync_transport or cache.driver.async_transport)
-        counted = {**dict.fromkeys(cached(cache.entities), ModelStats()), **stats.models}
+        classes = cached(cache.entities)
+        counted = {**dict.fromkeys(classes, ModelStats()), **stats.models}
         busiest = sorted(counted, key=lambda name: (-counted[name].hits - counted[name].misses, name))
-        view["models"] = [_model(name, counted[name]) for name in busiest[:MAX_MODELS]]
+        view["models"] = [
+            {**_model(name, counted[name]), "parts": _parts(cache.entities, classes.get(name))}
+            for name in busiest[:MAX_MODELS]
+        ]
         view["invalidations"] = [
             {"number": note.number, "at": note.at, "why": note.why, "rows": note.rows, "touched": note.touched()}
             for note in cache.writer.journal.notes()
@@ -82,6 +85,11 @@ def _model(name: str, counted: ModelStats) -> Json:
         for kind in ("miss", "bypass", "refused")
     }
     return {"name": name, **_counts(counted), **milliseconds, "reasons": reasons}
+
+
+def _parts(entities: Entities, class_: type | None) -> int:
+    """Return how many parts a model's primary key has; 0 where it is not cached any more."""
+    return 0 if class_ is None else len(entities.named(class_)[0].pk_types)
 
 
 def _counts(counted: Stats | ModelStats) -> Json:
@@ -122,11 +130,16 @@ class Keys:
         return await asyncio.to_thread(self._look)
 
     def _look(self) -> Json:
-        with self._lock:
+        # Whoever looks while a server is slow has the last sample: else each would keep a thread of the application's.
+        if not self._lock.acquire(blocking=not self._view):
+            return self._view
+        try:
             if time.monotonic() - self._taken >= KEYS_EVERY:
                 self._view = _sampled()
                 self._taken = time.monotonic()
             return self._view
+        finally:
+            self._lock.release()
 
 
 def _sampled() -> Json:
@@ -175,7 +188,8 @@ async def invalidate(wanted: Any) -> str:
         await SQLModelCache.ainvalidate(class_, pk)
     else:  # in a thread, so that the event loop does not wait for the cache
         await asyncio.to_thread(SQLModelCache.invalidate, class_, pk)
-    return f"{name}, all rows" if texts is None else f"{name} {', '.join(texts)}"
+    done = f"{name}, all rows" if texts is None else f"{name} {', '.join(texts)}"
+    return f"{done}, but the cache has not been told yet" if cache.driver.debts.any else done
 
 
 def _pk(entities: Entities, class_: type, texts: Any) -> tuple[object, ...]:

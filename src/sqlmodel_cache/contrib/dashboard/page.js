@@ -274,7 +274,7 @@ function act(data) {
   const place = $("act");
   place.hidden = !data.actions;
   if (!data.actions || place.firstChild) return;
-  const which = make("select", { "aria-label": "Model" }, ...data.models.map((each) => make("option", { value: each.name }, each.name)));
+  const which = make("select", { "aria-label": "Model" }, ...data.models.map((each) => make("option", { value: each.name, "data-parts": each.parts }, each.name)));
   const pk = make("input", { "aria-label": "Primary key", placeholder: "primary key; a comma between its parts", autocomplete: "off" });
   const told = make("output", { role: "status" });
   const send = async (texts) => {
@@ -290,7 +290,10 @@ function act(data) {
     else { sure = all; all.textContent = "All rows: press again"; all.classList.add("sure"); setTimeout(calm, 4000); }
   } }, "Invalidate table");
   const calm = () => { sure = null; all.textContent = "Invalidate table"; all.classList.remove("sure"); };
-  const submit = (event) => { event.preventDefault(); send(pk.value.split(",").map((part) => part.trim())); };
+  const submit = (event) => { // a key of one column may have commas, and spaces at its ends
+    event.preventDefault();
+    send(which.selectedOptions[0].dataset.parts === "1" ? [pk.value] : pk.value.split(",").map((part) => part.trim()));
+  };
   place.replaceChildren(make("h2", {}, "Invalidate"), make("form", { onsubmit: submit }, which, pk, row, all, told));
 }
 
