@@ -65,7 +65,7 @@ class Postgres:
 
     def execute(self, query: str, arguments: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
         """Return the first row that a statement answers, if it does."""
-        cursor = self._connection.execute(query.encode(), arguments)
+        cursor = self._connection.execute(query.encode(), arguments or None)
         return cursor.fetchone() if cursor.description else None
 
     def fill(self, rows: int) -> None:
