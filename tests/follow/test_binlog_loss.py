@@ -53,6 +53,8 @@ def test_outage_is_waited_for(place: Place) -> None:
         place.catch_up()
         assert place.name_of(pk) == "new"
         assert running.stats.restarts == 0
+        eventually(lambda: running.stats.transactions > 0)
+        assert running.stats.transactions == 1  # the follower's own do not count
 
 
 def test_fill_does_not_overtake_a_change_of_others(place: Place) -> None:

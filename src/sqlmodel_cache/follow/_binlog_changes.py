@@ -95,6 +95,7 @@ class LogChanges:
         self.names: set[str] = set()  # of all tables whose rows matter
         self.within = False  # a transaction
         self.passed = False  # whether anything but the follower's own writes went by; for the reader to reset
+        self._told = 0  # changes of the batch that belong to transactions which have ended
         self._wrote_own = False  # whether this transaction has written the follower's table
 
     @property
@@ -137,7 +138,8 @@ class LogChanges:
         self.within = False
         self.passed = self.passed or not self._wrote_own
         self._wrote_own = False
-        if self._batch.changes:
+        if self._batch.changes > self._told:
+            self._told = self._batch.changes
             self._batch.transactions += 1
             self._batch.committed_at = at
 
@@ -198,7 +200,7 @@ class LogChanges:
 
     def take(self) -> Batch:
         """Return what complete transactions have changed since the last call; not to be called within one."""
-        batch, self._batch = self._batch, Batch()
+        batch, self._batch, self._told = self._batch, Batch(), 0
         return batch
 
     def _table(self, writes: WriteSet, name: Name) -> None:
