@@ -25,6 +25,9 @@ from ._effects import Entry
 SHARDS = 16
 
 _UNSAFE = {ord(c): f"%{ord(c):02X}" for c in "%:{}/ \x7f" + "".join(map(chr, range(32)))}
+# What a terminal takes for a command, and what turns the direction of the text around it: logs and `top` show keys.
+_ORDERS = (*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_UNSAFE |= {order: f"%u{order:04X}" for order in _ORDERS}
 # No client can send half of a surrogate pair, and one key that cannot be sent keeps back all others of its commit.
 _UNSAFE |= {half: f"%u{half:04X}" for half in range(0xD800, 0xE000)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rich.console import Console
 from servers import RedisCluster, RedisServer
 from sqlmodel import Session, create_engine
 
-from sqlmodel_cache import SQLModelCache
+from sqlmodel_cache import SQLModelCache, _keys
 from sqlmodel_cache.cli import _sampling, _top
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
@@ -73,15 +74,21 @@ def test_stats_for_people(redis_url: str, redis_client: redis.Redis, database: s
 
 
 def test_strangers_keys_command_no_terminal(redis_url: str, redis_client: redis.Redis) -> None:
-    """Below the prefix, but none that the library writes: control characters, or no UTF-8."""
+    """Below the prefix, but none that the library writes: what commands a terminal or turns its text, or no UTF-8."""
     redis_client.set(b"sqlmodelcache:{db/hero:1}:1", "V")
-    for name in (b"\x1b[2J", b"a\nb", b"\xff", b"\x7f"):
+    for name in (b"\x1b[2J", b"a\nb", b"\xff", b"\x7f", "\x9b2J".encode(), "\u202e1".encode()):
         redis_client.set(b"sqlmodelcache:{db/hero:1}:" + name, "V")
         redis_client.set(b"sqlmodelcache:{" + name + b"/hero:1}:2", "V")
     [table] = run("stats", "--json", REDIS_URL=redis_url).json["tables"]
     assert (table["namespace"], table["rows"]) == ("db", 1)
     assert [row["pk"] for row in run("top", "--json", REDIS_URL=redis_url).json["largest"]] == ["1"]
     assert "\x1b" not in run("top", REDIS_URL=redis_url).stdout
+
+
+def test_text_in_keys_commands_no_terminal() -> None:
+    """Whatever character a primary key has, its text in a key is none that the commands would not show."""
+    text = "".join(map(chr, range(sys.maxunicode + 1)))
+    assert _sampling.parsed(f"p:{{db/hero:1}}:{_keys.escape(text)}".encode()) is not None
 
 
 def test_stats_knows_unique_keys(redis_url: str, redis_client: redis.Redis) -> None:

@@ -67,7 +67,8 @@ def parsed(key: bytes) -> Name | None:
 
 
 _KEY = re.compile(r"[^{]*:\{(?P<namespace>[^/}]*)/(?P<table>[^}]*):\d+\}(?::(?P<pk>.*))?")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # the library escapes them; a stranger's would command the terminal
+# The library escapes them; a stranger's would command the terminal, or turn its text around.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def sample(servers: Servers, key_prefix: str, limit: int, extent: Extent) -> Iterator[Portion]:
