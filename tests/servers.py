@@ -190,9 +190,13 @@ class RedisCluster:
     def _is_well(self) -> bool:
         views = set()
         for node in self.alive:
-            if "cluster_state:ok" not in node.say("CLUSTER", "INFO"):
+            info = dict(line.split(":") for line in node.say("CLUSTER", "INFO").split())
+            if info["cluster_state"] != "ok":
                 return False
-            views.add(str(sorted((first, last, who[1]) for first, last, who, *_ in self._slots(node))))
+            slots = sorted((first, last, who[1]) for first, last, who, *_ in self._slots(node))
+            # A primary that is killed before its replica knows its epoch is replaced at one that nobody heeds.
+            epochs = sorted((name, at[6]) for name, at in self.table(node).items() if "master" in at[2])
+            views.add(str((info["cluster_current_epoch"], slots, epochs)))
             role = self.role(node)
             if role[0] == "slave" and role[3] != "connected":
                 return False
