@@ -29,6 +29,14 @@ from waiting import until
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _hears_ctrl_c() -> Iterator[None]:
+    """What a shell has begun in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> str:
     """A database with heroes 1 to 25."""
