@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pymysql.connections import Connection
 from pymysql.err import Error, ProgrammingError
 
-from ._source import Name, Problem
+from ._source import SETUP, Name, Problem, shown_elsewhere
 
 TABLE = "sqlmodel_cache_follow"
 LOCK_SECONDS = 3  # that the leader may be silent before the server lets another lead
@@ -325,18 +325,13 @@ _GRANT = re.compile(r"GRANT (.+?) ON (.+?) TO ")
 def blind_spots(found: Catalog) -> Iterator[Problem]:
     """Yield what cannot be followed, beside all that can."""
     for name, kind in found.strangers:
-        yield Problem(
-            f"{name.schema}.{name.table} is a {kind}: what it shows changes elsewhere",
-            "do not cache its model, or with a TTL that you can live with as the longest staleness",
-        )
+        yield shown_elsewhere(".".join(name), kind)
 
 
 def missing(state: State) -> Iterator[Problem]:
     """Yield what the setup would mend."""
     if not state.prepared:
-        yield Problem(
-            "the follower has no memory", "run the setup: sqlmodel-cache follow --setup, or follow(setup=True)"
-        )
+        yield Problem("the follower has no memory", SETUP)
 
 
 def setup_sql(state: State, sql: Wire, name: str, database: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from ._source import Name, Problem, quoted
+from ._source import SETUP, Name, Problem, quoted, shown_elsewhere
 
 STARTING = "sqlmodel-cache: starting"
 OLDEST_VERSION = 130_000  # publish_via_partition_root, pg_current_snapshot()
@@ -195,25 +195,21 @@ def _problems_of(member: Member) -> Iterator[Problem]:
 def blind_spots(state: State) -> Iterator[Problem]:
     """Yield what cannot be followed, beside all that can."""
     for name, kind in state.strangers:
-        yield Problem(
-            f"{name} is a {kind}: what it shows changes elsewhere",
-            "do not cache its model, or with a TTL that you can live with as the longest staleness",
-        )
+        yield shown_elsewhere(name, kind)
 
 
 def missing(state: State) -> Iterator[Problem]:
     """Yield what `setup_sql` would mend, and the follower cannot: it completes a publication of its own itself."""
-    remedy = "run the setup: sqlmodel-cache follow --setup, or follow(setup=True)"
     if state.publication is None:
-        yield Problem("there is no publication", remedy)
+        yield Problem("there is no publication", SETUP)
         return
     if not state.publication.mine:
         if not state.publication.complete:
-            yield Problem("the publication leaves out some changes", remedy)
+            yield Problem("the publication leaves out some changes", SETUP)
         for member in state.unpublished:
-            yield Problem(f"{member.name} is not published", remedy)
+            yield Problem(f"{member.name} is not published", SETUP)
     if state.slot is None and state.publication.comment is None:
-        yield Problem("there is no replication slot", remedy)
+        yield Problem("there is no replication slot", SETUP)
 
 
 def setup_sql(state: State, name: str) -> list[str]:

@@ -26,6 +26,17 @@ class Problem(NamedTuple):
     remedy: str
 
 
+SETUP = "run the setup: sqlmodel-cache follow --setup, or follow(setup=True)"
+
+
+def shown_elsewhere(name: object, kind: str) -> Problem:
+    """Return what is wrong with a view or the like in a cached table's place."""
+    return Problem(
+        f"{name} is a {kind}: what it shows changes elsewhere",
+        "do not cache its model, or with a TTL that you can live with as the longest staleness",
+    )
+
+
 class Name(NamedTuple):
     """A table in its schema."""
 
