@@ -273,6 +273,10 @@ class Naming:
         """Return the keys of the rows that these writes insert, which a commit must invalidate."""
         return Keys(self._row_keys(writes.inserted), ())
 
+    def all_keys(self, writes: WriteSet) -> Keys:
+        """Return both."""
+        return self.keys(writes).including(self.new_keys(writes))
+
     def _row_keys(self, rows: dict[TableRef, set[str]]) -> tuple[str, ...]:
         return tuple(entry.row for ref, pks in rows.items() for pk in sorted(pks) for entry in self.entries(ref, pk))
 

@@ -108,8 +108,7 @@ class Writer:
                 self._name(connection, state)
             except Exception as why:
                 log.warning("a commit is not invalidated, for want of the database's name: %s", why)
-            late = self._naming.keys(state.writes).including(self._naming.new_keys(state.writes))
-            late = late.without(keys.including(new))
+            late = self._naming.all_keys(state.writes).without(keys.including(new))
             if late:
                 self._run(
                     _protocol.invalidate(late, self._driver.debts, refuse=False, new_id=new_id, replicas=self._replicas)
@@ -152,7 +151,7 @@ class Writer:
         """Fence the write set for a statement that commits by itself; `end_fence` follows."""
         self._name(connection, state)
         # What SQLite returns rows of is committed when the last has been fetched, which nobody says: so new rows, too.
-        keys = self._naming.keys(state.writes).including(self._naming.new_keys(state.writes))
+        keys = self._naming.all_keys(state.writes)
         if keys:
             plan = _protocol.begin(
                 keys,
