@@ -19,17 +19,23 @@ from sqlmodel_cache.follow import _binlog, _binlog_server
 from sqlmodel_cache.follow._changes import Stale
 
 
+def change_in_vain(place: Place, running: Following, cache: Cut, pk: int) -> Any:
+    """Change a cached hero when the cache does not answer any more, and return what was confirmed until then."""
+    place.warm(Hero, pk)
+    cache.cut = True
+    before = place.mark()
+    place.write("UPDATE hero SET name = 'new'")
+    eventually(lambda: running.stats.failures > 0)
+    return before
+
+
 def test_nothing_is_confirmed_before_the_cache_has_acknowledged(place: Place) -> None:
     """A follower that is stopped while the cache does not answer leaves what it has read to the next."""
     cache = Cut()
     SQLModelCache.configure(cache)
     pk = add_hero(place.engine)
     with following(place) as running:
-        place.warm(Hero, pk)
-        cache.cut = True
-        before = place.mark()
-        place.write("UPDATE hero SET name = 'new'")
-        eventually(lambda: running.stats.failures > 0)
+        before = change_in_vain(place, running, cache, pk)
         assert place.name_of(pk) == "Rusty"
     assert place.mark() == before
     cache.cut = False
@@ -244,11 +250,7 @@ def test_follower_whose_session_is_gone_confirms_nothing(place: Place) -> None:
     SQLModelCache.configure(cache)
     pk = add_hero(place.engine)
     with following(place) as running:
-        place.warm(Hero, pk)
-        cache.cut = True
-        before = place.mark()
-        place.write("UPDATE hero SET name = 'new'")
-        eventually(lambda: running.stats.failures > 0)
+        before = change_in_vain(place, running, cache, pk)
         query = "SELECT id FROM information_schema.processlist WHERE user = 'app' AND command <> 'Binlog Dump'"
         mine = {place.outside.thread_id()}
         for (id,) in place.ask(query, of_root=True):
